@@ -1,0 +1,1 @@
+"""What an agent is: agents, their immutable versions, templates."""

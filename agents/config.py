@@ -1,0 +1,32 @@
+"""What an agent is told to be: one schema for the API, the admin, stored versions and runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+
+class AgentConfig(BaseModel):
+    """An agent's configuration; only `provider` and `model` are required."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    provider: Literal["openai", "groq", "scripted"]
+    model: Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")]
+    instructions: Annotated[str, StringConstraints(max_length=32_768)] = Field(
+        "",
+        description="The system prompt; {{agent_name}}, {{user_id}}, {{session_id}}, {{date}} and {{time}} are replaced.",
+    )
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    max_output_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    context_tokens: int = Field(
+        16_000, ge=256, le=2_000_000, description="How many tokens of history a run may send, estimated."
+    )
+    timeout_seconds: float | None = Field(
+        None, gt=0, le=3600, description="The longest a run may take; the platform's bound when absent."
+    )
+    max_turns: int = Field(10, ge=1, le=100, description="How many model calls one run may make.")
+    greeting: Annotated[str, StringConstraints(max_length=2_000)] = Field(
+        "", description="What the chat page shows before the first message."
+    )

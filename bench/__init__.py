@@ -1,0 +1,1 @@
+"""Measurements of the running platform, and the fake model they use."""

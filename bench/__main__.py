@@ -1,0 +1,202 @@
+"""`python -m bench`: starts the platform and a fake model, measures turns, prints a table, stops all.
+
+The fake model's first token comes after 50 ms and 50 tokens follow each other 10 ms apart, so 50
+clients can do 91 turns/s at most. Everything runs on one machine, the load too: compare ratios
+within one run; two runs can differ by 30 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from bench.fake_model import answer_text
+from bench.processes import KINDS, Costs, Process, ProcessFailed
+from bench.turns import Books, Direct, Level, Platform, TurnFailed, measure
+from execution.providers import registry
+from execution.providers.registry import Credentials, provider_for
+from nooble.embedded import discard
+
+FIRST_TOKEN = 0.05  # seconds
+INTERVAL = 0.01  # seconds
+TOKENS = 50
+MODEL = "fake"
+
+# What the prototype of this path did on such a machine.
+PROTOTYPE_RATES = {10: 16.3, 50: 65.0, 100: 88.0, 200: 99.0}
+PROTOTYPE_FIRST_TOKEN = 0.009  # seconds over the model, 1 client
+PROTOTYPE_CPU = 0.015  # seconds a turn
+PROTOTYPE_MEMORY = 245  # MB
+
+# The measured platform is `make run` with its own engines, whatever this shell is set up for.
+_UNWANTED = (
+    "ALLOWED_HOSTS",
+    "DATABASE_URL",
+    "GROQ_API_KEY",
+    "GROQ_BASE_URL",
+    "HOST",
+    "NOOBLE_DEV_PUBLIC",
+    "ORCHESTRATOR_REDIS_URL",
+    "ORCHESTRATOR_WS_URL",
+    "REDIS_URL",
+)
+_START_SECONDS = 180.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """One number of clients: the platform, and the model without it."""
+
+    ours: Level
+    direct: Level
+
+
+def main() -> int:
+    arguments = _arguments()
+    # SIGTERM takes the way of Ctrl-C, so that what was started is stopped.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    began = time.monotonic()
+    # Directly under /tmp: the paths of the engines' sockets are limited to about 100 bytes.
+    home = Path(tempfile.mkdtemp(prefix="nooble-bench-", dir="/tmp"))
+    with ExitStack() as stack:
+        stack.callback(discard, home)
+        try:
+            model, platform, served, demo = _start(stack, home)
+            print(f"the platform was ready after {time.monotonic() - began:.1f} s", flush=True)
+            costs = Costs(platform.pid, model.pid)
+            results = asyncio.run(_measure(arguments, served["base_url"], demo, costs))
+        except ProcessFailed as error:
+            print(f"a process did not start: {error}", file=sys.stderr)
+            return 1
+        except TurnFailed as error:
+            print(f"nothing could be measured: {error}\n{platform.tail()}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            return 130
+        _print_table(results)
+        failures = [
+            failure for result in results for failure in result.ours.failures + result.direct.failures
+        ]
+        if failures:
+            print(f"{len(failures)} turns failed, the first: {failures[0]}", file=sys.stderr)
+            print(platform.tail(), file=sys.stderr)
+    print(f"\nthe command took {time.monotonic() - began:.0f} s")
+    return 1 if failures else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure turns of the platform.")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 10, 50, 100, 200], metavar="N")
+    parser.add_argument("--seconds", type=float, default=8.0, help="measured time for each number of clients")
+    parser.add_argument("--warm-up", type=float, default=2.0, help="seconds before that")
+    return parser.parse_args()
+
+
+def _start(stack: ExitStack, home: Path) -> tuple[Process, Process, dict[str, Any], dict[str, Any]]:
+    """The model and the platform, both ready; the stack stops them."""
+    environment = {name: value for name, value in os.environ.items() if name not in _UNWANTED}
+    schedule = ("--first-token", str(FIRST_TOKEN), "--interval", str(INTERVAL), "--tokens", str(TOKENS))
+    ready_file = home / "fake-model.json"
+    model = Process(
+        (sys.executable, "-m", "bench.fake_model", *schedule, "--ready-file", str(ready_file)),
+        environment,
+        home / "fake-model.log",
+    )
+    stack.callback(model.stop)
+    served = model.wait_for(ready_file, _START_SECONDS)
+    environment |= {
+        "NOOBLE_ENV": "dev",
+        "NOOBLE_HOME": str(home),
+        "PORT": "0",
+        "OPENAI_BASE_URL": served["base_url"],
+        "OPENAI_API_KEY": "fake",
+    }
+    platform = Process((sys.executable, "-m", "nooble.run"), environment, home / "run.log")
+    stack.callback(platform.stop)
+    return model, platform, served, platform.wait_for(home / "demo.json", _START_SECONDS)
+
+
+async def _measure(
+    arguments: argparse.Namespace, model_url: str, demo: dict[str, Any], costs: Costs
+) -> list[Result]:
+    expected = answer_text(TOKENS)
+    answer_seconds = FIRST_TOKEN + INTERVAL * TOKENS
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout()) as session:
+        books = Books(session, model_url, INTERVAL)
+        direct = Direct(provider_for("openai", Credentials(model_url, "fake")), MODEL, expected)
+        platform = Platform(session, demo["base_url"], demo["tenant_id"], demo["api_key"], expected)
+        await platform.make_agent(MODEL)
+        results = []
+        for clients in arguments.clients:
+            without = await measure(
+                direct.turn,
+                clients,
+                costs=costs,
+                books=books,
+                warm_up=answer_seconds,
+                seconds=min(arguments.seconds, 3.0),
+                spread=answer_seconds,
+            )
+            ours = await measure(
+                platform.turn,
+                clients,
+                costs=costs,
+                books=books,
+                warm_up=arguments.warm_up,
+                seconds=arguments.seconds,
+                spread=answer_seconds,
+            )
+            results.append(Result(ours, without))
+            print(f"{clients} clients: {ours.turns} turns, {len(ours.failures)} failed", flush=True)
+    await registry.close()
+    return results
+
+
+def _print_table(results: list[Result]) -> None:
+    base = results[0].direct.first_token[0]
+    print(
+        "\n           turns/s               first token, ms           token delay, ms  frames"
+        "\n clients   ours  proto  direct    p50    p95  over model      p50    p95    a turn"
+    )
+    for result in results:
+        ours = result.ours
+        proto = PROTOTYPE_RATES.get(ours.clients)
+        print(
+            f" {ours.clients:7d} {ours.rate:6.1f} {proto or '-':>6} {result.direct.rate:7.1f}"
+            f" {ours.first_token[0] * 1e3:6.1f} {ours.first_token[1] * 1e3:6.1f}"
+            f" {(ours.first_token[0] - base) * 1e3:11.1f}"
+            f" {ours.token_delay[0] * 1e3:8.1f} {ours.token_delay[1] * 1e3:6.1f} {ours.frames:9.1f}"
+        )
+    print(
+        f"(direct to the model, 1 client: {base * 1e3:.1f} ms to the first token;"
+        f" the prototype was {PROTOTYPE_FIRST_TOKEN * 1e3:.0f} ms over it)"
+    )
+    print(f"\n           CPU, ms a turn{'':46}{'the ends':>14}   memory, MB")
+    names = " ".join(f"{name:>8}" for name in KINDS)
+    print(f" clients  {names}      sum     load  model     web  agents domains")
+    for result in results:
+        ours = result.ours
+        cpu = " ".join(f"{ours.cpu.get(name, 0.0) * 1e3:8.2f}" for name in KINDS)
+        total = sum(ours.cpu.get(name, 0.0) for name in KINDS)
+        memory = " ".join(f"{ours.memory.get(name, 0) / 1e6:7.0f}" for name in ("web", "agents", "domains"))
+        print(
+            f" {ours.clients:7d}  {cpu} {total * 1e3:8.2f}  {ours.cpu.get('load', 0.0) * 1e3:7.2f}"
+            f" {ours.cpu.get('model', 0.0) * 1e3:6.2f} {memory}"
+        )
+    print(f"(the prototype: {PROTOTYPE_CPU * 1e3:.0f} ms a turn, {PROTOTYPE_MEMORY} MB for web and worker)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The memory: sessions, messages, history."""

@@ -1,0 +1,13 @@
+"""What can go wrong with conversations."""
+
+from django.utils.translation import gettext_lazy as _
+
+from core.errors import Conflict, NotFound
+
+
+class SessionNotFound(NotFound):
+    default_message = _("Session not found.")
+
+
+class SessionBound(Conflict):
+    default_message = _("The session belongs to another agent.")

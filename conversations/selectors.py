@@ -1,0 +1,53 @@
+"""Named reads of conversations."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from conversations.errors import SessionNotFound
+from conversations.models import Message, Session
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A message as a model reads it."""
+
+    role: str
+    text: str
+
+
+def session_history(session_row_id: int, until_task: uuid.UUID, limit: int = 200) -> list[Turn]:
+    """The last `limit` messages up to the question of `until_task`, oldest first."""
+    rows = (
+        Message.objects.filter(session_id=session_row_id)
+        .order_by("-pk")
+        .values_list("role", "text", "task_id")[: limit + 50]
+    )
+    turns: list[Turn] = []
+    found = False
+    for role, text, task_id in rows:
+        # Questions that came after this one belong to later runs.
+        found = found or (task_id == until_task and role == Message.Role.USER)
+        if found:
+            turns.append(Turn(role, text))
+    return turns[:limit][::-1]
+
+
+def session_messages(key: str, from_seq: int, after: int, limit: int) -> list[dict[str, Any]]:
+    """Messages of the current tenant's session written at `from_seq` or later, in order, after row `after`.
+
+    Raises SessionNotFound.
+    """
+    session = Session.objects.filter(key=key).values_list("pk", flat=True).first()
+    if session is None:
+        raise SessionNotFound()
+    rows = Message.objects.filter(session_id=session, seq__gte=from_seq, pk__gt=after).order_by("pk")
+    return list(rows.values("id", "role", "text", "task_id", "finish_reason", "created_at")[:limit])
+
+
+def session_agent(key: str) -> uuid.UUID | None:
+    """The agent that the current tenant's session is bound to, or None."""
+    agent_id: uuid.UUID | None = Session.objects.filter(key=key).values_list("agent_id", flat=True).first()
+    return agent_id

@@ -1,0 +1,1 @@
+"""The ground: the engine; knows no product noun but tenant and tier."""

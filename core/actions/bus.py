@@ -1,0 +1,118 @@
+"""The two words of the platform: `execute` here and now, `enqueue` for a worker."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, TypeVar
+
+from django.db import OperationalError, transaction
+from kombu.exceptions import OperationalError as BrokerError
+
+from core.actions.base import Action, ActionError, ActionResult, Result
+from core.actions.registry import handler_of
+from core.errors import InternalError, NoobleError, ServiceUnavailable
+from core.ids import uuid7
+from core.models import Task
+from core.queues.names import Priority, QueueName
+from core.queues.publisher import publish
+from core.tenancy import current_tenant_id
+
+logger = logging.getLogger(__name__)
+R = TypeVar("R", bound=Result | None)
+
+
+def execute(action: Action[R]) -> R:
+    """Run the action's handler in this thread and return its result.
+
+    Raises the handler's NoobleError. Atomic unless the handler says otherwise; an action executed
+    inside another's transaction is part of it, and its error ends both.
+    """
+    handler = handler_of(action)
+    if handler.by_worker:
+        raise TypeError(f"{action.verb} is a worker's: enqueue it")
+    with transaction.atomic(savepoint=False) if handler.atomic else nullcontext():
+        result: R = handler.function(action)
+    return result
+
+
+def answer(action: Action[Any]) -> tuple[ActionResult, NoobleError | None]:
+    """Execute for an edge: the ActionResult in any case, and the error behind a failed one."""
+    started = time.perf_counter()
+    error: NoobleError | None = None
+    result: Result | None = None
+    try:
+        result = execute(action)
+    except NoobleError as expected:
+        error = expected
+    except OperationalError:
+        logger.exception("%s: the database is away", action.verb)
+        error = ServiceUnavailable()
+    except Exception:
+        # The last line of defence of an edge: the caller learns nothing, the log everything.
+        logger.exception("%s failed", action.verb)
+        error = InternalError()
+    return (
+        ActionResult(
+            action_id=action.action_id,
+            success=error is None,
+            result=result.model_dump(mode="json", exclude_unset=True) if result is not None else None,
+            error=ActionError(**error.as_dict()) if error is not None else None,
+            execution_time=round(time.perf_counter() - started, 6),
+        ),
+        error,
+    )
+
+
+def enqueue(
+    action: Action[Any],
+    *,
+    priority: Priority | None = None,
+    callback: Callable[[uuid.UUID], Action[Any]] | None = None,
+    agent_id: uuid.UUID | None = None,
+    session_id: str = "",
+    parent: Task | None = None,
+    retry_of: Task | None = None,
+) -> Task:
+    """Write the action as a task of the current tenant; it is published after the commit.
+
+    `callback`, made from the task's id, is kept with it and enqueued in the transaction that settles it.
+    `priority` counts inside the tenant only. `parent` gives the task its root.
+    """
+    if action.queue is None:
+        raise TypeError(f"{action.verb} has no queue")
+    tenant_id = current_tenant_id()
+    domain, verb = action.queue
+    priority = action.default_priority if priority is None else priority
+    task_id = uuid7()
+    follow = callback(task_id) if callback else None
+    task = Task.unscoped.create(
+        id=task_id,
+        global_task_id=parent.global_task_id if parent else task_id,
+        tenant_id=tenant_id,
+        action=action.verb,
+        payload=action.payload(),
+        callback={"action": follow.verb, "payload": follow.payload()} if follow else None,
+        queue=str(QueueName(domain, tenant_id, verb, priority.word)),
+        priority=priority,
+        agent_id=agent_id,
+        session_id=session_id,
+        retry_of=retry_of,
+    )
+    transaction.on_commit(functools.partial(publish_task, task))
+    return task
+
+
+def publish_task(task: Task) -> None:
+    """Hand the task to the broker. It stays `pending` when the broker is away."""
+    try:
+        publish(task.action, task.pk, task.tenant_id, QueueName.parse(task.queue))
+    except BrokerError:
+        logger.warning("task %s waits: the broker is away", task.pk)
+        return
+    if Task.mark_queued(task.pk):
+        task.status = Task.Status.QUEUED

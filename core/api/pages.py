@@ -1,0 +1,32 @@
+"""Lists come in pages: `limit` and `cursor` in, `{"items", "next"}` out."""
+
+from __future__ import annotations
+
+import uuid
+
+from rest_framework.request import Request
+
+from core.errors import ValidationFailed
+from core.ids import parse_uuid
+
+DEFAULT_LIMIT = 50
+MAX_LIMIT = 200
+
+
+def limit_of(request: Request) -> int:
+    """How many items the caller wants. Raises ValidationFailed."""
+    text = request.query_params.get("limit", str(DEFAULT_LIMIT))
+    if not text.isdecimal() or not 1 <= int(text[:9]) <= MAX_LIMIT:
+        raise ValidationFailed(details={"limit": f"a number from 1 to {MAX_LIMIT}"})
+    return int(text)
+
+
+def cursor_of(request: Request) -> uuid.UUID | None:
+    """Where the page begins. Raises ValidationFailed."""
+    text = request.query_params.get("cursor")
+    if not text:
+        return None
+    cursor = parse_uuid(text)
+    if cursor is None:
+        raise ValidationFailed(details={"cursor": "not a cursor of ours"})
+    return cursor

@@ -1,0 +1,82 @@
+"""Views that turn HTTP into actions and back."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any, ClassVar
+
+from django.http import HttpResponseBase
+from pydantic import BaseModel
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from core.actions.base import Action
+from core.actions.bus import answer
+from core.api.errors import headers_of
+from core.api.parsers import MAX_BODY
+from core.errors import (
+    AuthenticationRequired,
+    BodyTooLarge,
+    MalformedRequest,
+    PermissionRefused,
+)
+from core.models import ApiKey
+from core.tenancy import tenant_scope
+
+
+class ApiView(APIView):
+    """Every JSON endpoint: refuses what is too large before reading it, names every error."""
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        length = request.META.get("CONTENT_LENGTH") or "0"
+        if not length.isdigit() or int(length) > MAX_BODY:
+            raise BodyTooLarge(details={"limit": MAX_BODY})
+        super().initial(request, *args, **kwargs)
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """The body as an object; an empty one is `{}`."""
+        data = request.data
+        if not isinstance(data, dict):
+            raise MalformedRequest(details={"reason": "the body must be a JSON object"})
+        return dict(data)
+
+    def respond(self, request: Request, action: Action[Any], *, status: int = 200) -> Response:
+        """Execute the action in the present tenant scope and answer its ActionResult."""
+        result, error = answer(action)
+        body = result.model_dump(mode="json")
+        if error is not None:
+            body["request_id"] = request.request_id  # type: ignore[attr-defined]
+            return Response(body, status=error.http_status, headers=headers_of(error))
+        return Response(body, status=status)
+
+
+class KeyView(ApiView):
+    """An endpoint of management: needs a tenant key with the right to `area`; runs in its tenant's scope."""
+
+    area: ClassVar[str]
+
+    def dispatch(self, request: Any, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        with ExitStack() as self.scope:
+            return super().dispatch(request, *args, **kwargs)
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        key = request.auth
+        if not isinstance(key, ApiKey):
+            raise AuthenticationRequired()
+        right = "read" if request.method in ("GET", "HEAD", "OPTIONS") else "write"
+        needed = f"{self.area}:{right}"
+        if needed not in key.scopes:
+            raise PermissionRefused(details={"scope": needed})
+        self.scope.enter_context(tenant_scope(key.tenant_id))
+
+    def actor(self, request: Request) -> str:
+        """Who does it, for the record."""
+        return f"key:{request.auth.prefix}"
+
+    def fields(self, request: Request, shape: type[BaseModel]) -> dict[str, Any]:
+        """The body's fields, once they fit `shape`. Raises pydantic's ValidationError."""
+        body = self.body(request)
+        shape(**body)
+        return body

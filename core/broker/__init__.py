@@ -1,0 +1,1 @@
+"""The broker: how messages reach workers."""

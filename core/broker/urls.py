@@ -1,0 +1,27 @@
+"""REDIS_URL in the dialects of those who read it."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
+
+from kombu.transport import TRANSPORT_ALIASES
+
+TRANSPORT_ALIASES["nooble"] = TRANSPORT_ALIASES["noobles"] = "core.broker.transport:Transport"
+
+
+def broker_url(url: str) -> str:
+    """For Celery: schemes of our own, since kombu resolves `redis+socket` to its stock transport."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        database = parse_qs(parts.query).get("db", ["0"])[0]
+        return f"nooble+socket://{quote(parts.path)}?virtual_host={database}"
+    if parts.scheme == "rediss":
+        query = parts.query or "ssl_cert_reqs=CERT_REQUIRED"  # kombu's own default checks nothing
+        return urlunsplit(parts._replace(scheme="noobles", query=query))
+    return urlunsplit(parts._replace(scheme="nooble"))
+
+
+def channels_host(url: str) -> dict[str, Any]:
+    """For channels-redis. Its pool must hold a connection per burst, not redis-py's default of 100."""
+    return {"address": url, "max_connections": 2000, "socket_connect_timeout": 2}

@@ -1,0 +1,30 @@
+-- Append one event to a session's log and give it the next seq.
+--
+-- Invariants:
+--   seq is dense: 1, 2, 3 ... in the order of appends, whoever appends;
+--   once attempt n of a task was heard, nothing of an attempt below n is appended;
+--   a task closes its run at most once and itself at most once, and after its run has closed
+--   only the task's own closing may follow.
+--
+-- KEYS: the log (stream, ids `seq-0`), the marks (hash: seq, and per task its attempt and closings)
+-- ARGV: body, task id or "", attempt or "", closes ("", "run", "task"), longest log, seconds to live
+-- Returns the seq, or 0 when the event was refused.
+local log, marks = KEYS[1], KEYS[2]
+local body, task, attempt, closes = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+
+if task ~= '' then
+  if redis.call('HEXISTS', marks, 'task:' .. task) == 1 then return 0 end
+  if closes ~= 'task' and redis.call('HEXISTS', marks, 'run:' .. task) == 1 then return 0 end
+  if attempt then
+    local heard = tonumber(redis.call('HGET', marks, 'attempt:' .. task) or '0')
+    if attempt < heard then return 0 end
+    if attempt > heard then redis.call('HSET', marks, 'attempt:' .. task, attempt) end
+  end
+  if closes ~= '' then redis.call('HSET', marks, closes .. ':' .. task, '1') end
+end
+
+local seq = redis.call('HINCRBY', marks, 'seq', 1)
+redis.call('XADD', log, 'MAXLEN', '~', ARGV[5], seq .. '-0', 'e', body)
+redis.call('EXPIRE', log, ARGV[6])
+redis.call('EXPIRE', marks, ARGV[6])
+return seq

@@ -1,0 +1,57 @@
+"""The envelope of every server message."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from typing import Any, ClassVar, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field
+
+Service = Literal["agent-orchestrator", "agent-execution", "agent-management"]
+# Which closing event this is: of a run, of a task, or none; the log takes one of each a task.
+Closes = Literal["run", "task", ""]
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat()
+
+
+class EventData(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Event(BaseModel):
+    """One event as clients get it, without its `seq`, which the log gives.
+
+    A subclass per event narrows `event`, `service` and `data`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    closes: ClassVar[Closes] = ""
+
+    event: str
+    service: Service
+    event_id: uuid.UUID = Field(default_factory=uuid.uuid4)
+    task_id: uuid.UUID | None
+    global_task_id: uuid.UUID | None
+    tenant_id: str
+    session_id: str | None
+    timestamp: str = Field(default_factory=now)
+    data: Any
+
+    def body(self) -> bytes:
+        """The event as JSON, still without `seq`."""
+        return self.model_dump_json().encode()
+
+
+def with_seq(body: bytes, seq: int | None) -> str:
+    """The JSON text that clients get: `body` with its place in the session's log."""
+    number = b"null" if seq is None else b"%d" % seq
+    return (b'{"seq":' + number + b"," + body[1:]).decode()
+
+
+def control(event: str, data: dict[str, Any] | None = None) -> str:
+    """A control message: it carries no seq."""
+    return orjson.dumps({"event": event, "data": data} if data is not None else {"event": event}).decode()

@@ -1,0 +1,20 @@
+"""Names of channel groups and of logs, from one function each."""
+
+from __future__ import annotations
+
+import hashlib
+
+
+def session_name(tenant_id: str, session_id: str) -> str:
+    """The group and the log of a session.
+
+    A hash, because Channels allows neither `:` nor 100 characters, and because joined names of
+    client-chosen ids can collide across tenants.
+    """
+    joined = f"{tenant_id}\0{session_id}".encode()
+    return "s." + hashlib.blake2b(joined, digest_size=16).hexdigest()
+
+
+def tenant_name(tenant_id: str) -> str:
+    """The group of all open sockets of a tenant."""
+    return "t." + hashlib.blake2b(tenant_id.encode(), digest_size=16).hexdigest()

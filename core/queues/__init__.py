@@ -1,0 +1,1 @@
+"""Queue names and the way to them."""

@@ -1,0 +1,42 @@
+"""Named reads of the ground floor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.cache import TimedCache
+from core.errors import TenantNotFound
+from core.models import Tenant
+from core.queues.names import Priority
+
+
+@dataclass(frozen=True, slots=True)
+class TenantLimits:
+    """What a tenant's tier allows, as runs and requests need it."""
+
+    priority_ceiling: int
+    uses_environment_keys: bool
+
+    def cap_priority(self, priority: Priority) -> Priority:
+        return Priority(min(priority, self.priority_ceiling))
+
+
+# A change of tier is in force within a second in every process.
+_limits: TimedCache[str, TenantLimits] = TimedCache(seconds=1.0)
+
+
+def tenant_limits(tenant_id: str) -> TenantLimits:
+    """Raises TenantNotFound."""
+    found = _limits.get(tenant_id, _load)
+    if found is None:
+        raise TenantNotFound()
+    return found
+
+
+def _load(tenant_id: str) -> TenantLimits | None:
+    row = (
+        Tenant.objects.filter(pk=tenant_id)
+        .values_list("tier__priority_ceiling", "tier__uses_environment_keys")
+        .first()
+    )
+    return TenantLimits(*row) if row else None

@@ -1,0 +1,1 @@
+"""The workshop: runs one agent once; owns no tables."""

@@ -1,0 +1,185 @@
+"""load → run → save: the only file of the workshop that knows the database."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import functools
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from django.conf import settings
+from django.db import connection
+
+from agents.selectors import PinnedVersion, agent_version
+from conversations.actions import ConversationAppendAction
+from conversations.selectors import session_history
+from core import aio
+from core.actions.base import Settlement
+from core.actions.bus import execute
+from core.actions.cancellation import run_until_cancelled
+from core.actions.registry import works
+from core.errors import NoobleError
+from core.events.publisher import publish
+from core.models import Task, UsageRecord
+from core.selectors import tenant_limits
+from execution.actions import ExecuteAgentAction
+from execution.context import RunContext
+from execution.errors import described
+from execution.events import (
+    AgentExecutionCompleted,
+    AgentExecutionFailed,
+    RunCompleted,
+    RunFailed,
+)
+from execution.limits import estimated_tokens, message_tokens
+from execution.messages import ChatMessage, ModelRequest, TextDelta, Usage
+from execution.providers.base import Provider, ProviderError, ProviderNotConfigured
+from execution.providers.registry import Credentials, provider_for
+from execution.runner import request_of, run_agent
+from execution.streaming import AnswerStream, RunIdentity
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run came to. `last_seq` is the last seq of the session's log that the run has seen."""
+
+    text: str
+    finish_reason: str
+    usage: Usage | None = None
+    error: NoobleError | None = None
+    last_seq: int = 0
+
+
+@works(ExecuteAgentAction)
+def execute_agent(action: ExecuteAgentAction, task: Task) -> Settlement:
+    """One attempt of one run. While the model speaks, no database connection is held."""
+    version = agent_version(action.version_id)
+    run = RunIdentity(
+        task_id=task.pk,
+        global_task_id=task.global_task_id,
+        tenant_id=task.tenant_id,
+        session_id=action.session_id,
+        agent_id=action.agent_id,
+        version=version.number,
+        attempt=task.attempt,
+    )
+    request = request_of(_load(action, task, version))
+    allowed = tenant_limits(task.tenant_id).uses_environment_keys
+    connection.close()
+    outcome = run_until_cancelled(task.pk, _stream(run, request, version.config.provider, allowed))
+    outcome.usage = outcome.usage or _estimated(request, outcome)
+    return Settlement(
+        status=Task.Status.FAILED if outcome.error else Task.Status.COMPLETED,
+        result=None if outcome.error else _result(outcome),
+        error=outcome.error.as_dict() if outcome.error else None,
+        write=functools.partial(_write, action, task, version, outcome),
+        announce=functools.partial(_announce, run, outcome),
+    )
+
+
+def _load(action: ExecuteAgentAction, task: Task, version: PinnedVersion) -> RunContext:
+    turns = session_history(action.session_row_id, task.pk)
+    return RunContext(
+        agent_name=version.agent_name,
+        config=version.config,
+        history=tuple(ChatMessage(turn.role, turn.text) for turn in turns),  # type: ignore[arg-type]
+        session_id=action.session_id,
+        end_user=action.end_user,
+        now=datetime.datetime.now(datetime.UTC),
+        timeout=min(
+            version.config.timeout_seconds or settings.TASK_TIMEOUT_SECONDS, settings.TASK_TIMEOUT_SECONDS
+        ),
+    )
+
+
+def _provider(name: str, allowed: bool) -> Provider:
+    base_url, key = settings.PROVIDERS[name]
+    if name != "scripted" and not allowed:
+        raise ProviderNotConfigured("the tier may not use the operator's keys")
+    return provider_for(name, Credentials(base_url, key))
+
+
+async def _stream(run: RunIdentity, request: ModelRequest, provider: str, allowed: bool) -> Outcome:
+    """Run the agent and stream it to its session. A cancel ends it with the text so far."""
+    parts: list[str] = []
+    outcome = Outcome("", "stop")
+    async with AnswerStream(run) as stream:
+        try:
+            async for event in run_agent(request, _provider(provider, allowed)):
+                if isinstance(event, TextDelta):
+                    parts.append(event.text)
+                    stream.add(event.text)
+                else:
+                    outcome.finish_reason, outcome.usage = event.reason, event.usage
+        except asyncio.CancelledError:
+            outcome.finish_reason = "cancelled"
+        except ProviderError as error:
+            logger.warning("task %s: %s: %s", run.task_id, type(error).__name__, error.detail)
+            outcome.finish_reason, outcome.error = "failed", described(error)
+        else:
+            stream.complete()
+    outcome.text, outcome.last_seq = "".join(parts), stream.last_seq
+    return outcome
+
+
+def _estimated(request: ModelRequest, outcome: Outcome) -> Usage:
+    """For a call whose end the provider never reported: what we sent and saw, or nothing known."""
+    if outcome.error is not None and not outcome.text:
+        return Usage(0, 0, accuracy="unknown")
+    prompt = sum(message_tokens(message) for message in request.messages)
+    return Usage(prompt, estimated_tokens(outcome.text), accuracy="estimated")
+
+
+def _result(outcome: Outcome) -> dict[str, Any]:
+    assert outcome.usage is not None
+    return {
+        "text": outcome.text,
+        "usage": asdict(outcome.usage),
+        "tool_calls": [],
+        "citations": [],
+        "finish_reason": outcome.finish_reason,
+    }
+
+
+def _write(
+    action: ExecuteAgentAction, task: Task, version: PinnedVersion, outcome: Outcome, status: str
+) -> None:
+    """The answer and what it cost, inside the settling transaction."""
+    assert outcome.usage is not None
+    if status == Task.Status.CANCELLED:
+        outcome.finish_reason = "cancelled"
+    if outcome.text or status == Task.Status.COMPLETED:
+        execute(
+            ConversationAppendAction(
+                session_row_id=action.session_row_id,
+                task_id=task.pk,
+                role="assistant",
+                text=outcome.text,
+                finish_reason=outcome.finish_reason,
+                seq=outcome.last_seq,
+            )
+        )
+    UsageRecord.objects.create(
+        tenant_id=task.tenant_id,
+        task=task,
+        agent_id=action.agent_id,
+        session_id=action.session_id,
+        end_user=action.end_user,
+        provider=version.config.provider,
+        model=version.config.model,
+        **asdict(outcome.usage),
+    )
+
+
+def _announce(run: RunIdentity, outcome: Outcome, status: str) -> None:
+    """Tell the session how the run ended; the row has been settled."""
+    if outcome.error is not None and status != Task.Status.CANCELLED:
+        failed = RunFailed(error=str(outcome.error), error_type=outcome.error.type)
+        aio.run(publish(AgentExecutionFailed(**run.envelope(), data=failed), run.attempt))
+    else:
+        completed = RunCompleted(**_result(outcome))
+        aio.run(publish(AgentExecutionCompleted(**run.envelope(), data=completed), run.attempt))

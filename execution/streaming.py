@@ -1,0 +1,125 @@
+"""From a run's tokens to its clients' frames."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from core.events.publisher import publish
+from execution.events import (
+    AgentExecutionStarted,
+    AgentResponseToken,
+    ResponseToken,
+    RunEvent,
+    RunStarted,
+)
+
+logger = logging.getLogger(__name__)
+
+FRAME_SECONDS = 0.02
+RETRY_SECONDS = 0.5
+CLOSING_TRIES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class RunIdentity:
+    """Whose events these are."""
+
+    task_id: uuid.UUID
+    global_task_id: uuid.UUID
+    tenant_id: str
+    session_id: str
+    agent_id: uuid.UUID
+    version: int
+    attempt: int
+
+    def envelope(self) -> dict[str, Any]:
+        """The fields that every event of the run shares."""
+        return {
+            "task_id": self.task_id,
+            "global_task_id": self.global_task_id,
+            "tenant_id": self.tenant_id,
+            "session_id": self.session_id,
+        }
+
+
+class AnswerStream:
+    """Publishes one run's answer while it grows.
+
+    The first token goes at once; then at most one frame every 20 ms, and never two publishes in
+    flight: under load the frames grow by themselves and nothing queues up.
+    """
+
+    def __init__(self, run: RunIdentity) -> None:
+        self._run = run
+        self._pending: list[str] = []
+        self._offset = 0
+        self._wake = asyncio.Event()
+        self._closed = False
+        self._complete = False
+        self.last_seq = 0
+        self._pump = asyncio.create_task(self._publish_frames())
+
+    async def __aenter__(self) -> AnswerStream:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Send what is left and wait until it is sent."""
+        if kind is not None:
+            self._pump.cancel()
+            return
+        self._closed = True
+        self._wake.set()
+        await self._pump
+
+    def add(self, text: str) -> None:
+        self._pending.append(text)
+        self._wake.set()
+
+    def complete(self) -> None:
+        """The answer ends here: its last frame says so."""
+        self._complete = True
+
+    async def _publish_frames(self) -> None:
+        started = RunStarted(
+            agent_id=self._run.agent_id, version=self._run.version, attempt=self._run.attempt
+        )
+        await self._publish(AgentExecutionStarted(**self._run.envelope(), data=started))
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            last = self._closed
+            begun = loop.time()
+            if self._pending or (last and self._complete):
+                token = "".join(self._pending)
+                self._pending.clear()
+                data = ResponseToken(token=token, offset=self._offset, is_final=last and self._complete)
+                await self._publish(AgentResponseToken(**self._run.envelope(), data=data))
+                self._offset += len(token)
+            if last:
+                return
+            if not self._closed:
+                # Sleeps through the wake-ups of tokens, not through the end of the answer.
+                await asyncio.sleep(begun + FRAME_SECONDS - loop.time())
+
+    async def _publish(self, event: RunEvent) -> None:
+        """Publish, again and again while Valkey is away: later frames would leave a hole."""
+        tries = 0
+        while True:
+            try:
+                seq = await publish(event, self._run.attempt)
+            except (redis.RedisError, OSError) as error:
+                tries += self._closed
+                if tries >= CLOSING_TRIES:
+                    logger.warning("task %s: frames were lost: %s", self._run.task_id, error)
+                    return
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                self.last_seq = seq or self.last_seq
+                return

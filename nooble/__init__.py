@@ -1,0 +1,1 @@
+"""The roof: wiring only, no domain line."""

@@ -1,0 +1,37 @@
+"""Celery: a messenger. What runs, and how it ended, is told by the Task row."""
+
+from kombu import Queue
+
+from core.broker.urls import broker_url
+from core.queues.names import DOMAINS
+from nooble.settings.database import REDIS_URL
+
+CELERY_BROKER_URL = broker_url(REDIS_URL)
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_CONNECTION_MAX_RETRIES = None
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "socket_timeout": 5,
+    "socket_connect_timeout": 1,
+    "socket_keepalive": True,
+    "health_check_interval": 10,
+    "priority_steps": [0],  # the queue's name carries the priority
+}
+CELERY_TASK_QUEUES = [Queue(domain) for domain in DOMAINS]
+CELERY_TASK_CREATE_MISSING_QUEUES = False
+CELERY_TASK_ROUTES = ["core.queues.router.route"]
+CELERY_TASK_DEFAULT_QUEUE = "orchestrator"
+CELERY_TASK_ACKS_LATE = True
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_PUBLISH_RETRY = False
+CELERY_TASK_SERIALIZER = "json"
+CELERY_ACCEPT_CONTENT = ["json"]
+CELERY_WORKER_POOL = "threads"
+CELERY_WORKER_CONCURRENCY = 100
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = False
+CELERY_BEAT_SCHEDULER = "celery.beat:Scheduler"  # the schedule is code: no state file
+CELERY_BEAT_SCHEDULE = {
+    f"probe-{domain}": {"task": "core.probe", "schedule": 10.0, "args": [domain]} for domain in DOMAINS
+}
+CELERY_TIMEZONE = "UTC"

@@ -1,0 +1,1 @@
+"""The front door: chat over HTTP and WebSocket, sessions, health."""

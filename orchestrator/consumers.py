@@ -1,0 +1,261 @@
+"""The session's socket: join, authorize, forward."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import parse_qs
+
+from asgiref.sync import sync_to_async
+from channels.generic.websocket import AsyncWebsocketConsumer
+from django.db import close_old_connections
+from django.utils import translation
+from pydantic import ValidationError
+
+from agents.errors import AgentNotFound
+from agents.selectors import agent_live
+from core.actions.base import Action, ActionError, ActionResult
+from core.actions.bus import answer
+from core.api.errors import invalid, named
+from core.api.parsers import parse_json
+from core.errors import (
+    BodyTooLarge,
+    Conflict,
+    MalformedRequest,
+    NoobleError,
+    PermissionRefused,
+    TenantNotFound,
+    ValidationFailed,
+)
+from core.events import log
+from core.events.base import control, with_seq
+from core.events.groups import session_name, tenant_name
+from core.ids import is_session_id, is_slug
+from core.selectors import tenant_limits
+from core.tenancy import tenant_scope
+from orchestrator import sockets
+from orchestrator.access import Resume, origin_is_sound
+from orchestrator.actions import ChatCancelTaskAction, ChatGetStatusAction, ChatSendMessageAction
+
+logger = logging.getLogger(__name__)
+
+MAX_FRAME = 64 * 1024  # bytes
+PROTOCOL = "nooble.v1"
+RESUME_PREFIX = "nooble.resume."
+
+ACTIONS: dict[str, type[Action[Any]]] = {
+    action.verb: action for action in (ChatSendMessageAction, ChatGetStatusAction, ChatCancelTaskAction)
+}
+
+# Work of sockets that touches the database: bounded, and not the one thread that Channels shares.
+_threads = ThreadPoolExecutor(max_workers=16, thread_name_prefix="socket")
+
+
+class Refused(Exception):
+    """A connect that may not be: the close code and the error that explains it."""
+
+    def __init__(self, code: int, error: NoobleError) -> None:
+        super().__init__(str(error))
+        self.code = code
+        self.error = error
+
+
+class SessionConsumer(AsyncWebsocketConsumer):
+    """`WS /ws/{tenant_id}/{session_id}`: everything that happens in a session, in order, once."""
+
+    next_ping = 0.0
+
+    async def dispatch(self, message: dict[str, Any]) -> None:
+        """Events skip the base class, which hops through a thread for every message."""
+        if message["type"] == "session.event":
+            await self.session_event(message)
+        else:
+            await super().dispatch(message)
+
+    async def connect(self) -> None:
+        headers = dict(self.scope["headers"])
+        origin = headers.get(b"origin")
+        if origin is not None and not origin_is_sound(origin.decode("latin-1")):
+            await self.close()  # before the handshake: HTTP 403
+            return
+        self.language = translation.get_language_from_request(_Headers(headers))
+        self.cursor = 0
+        self.groups = []
+        try:
+            resume, after = await self._admit()
+        except Refused as refused:
+            await self.accept(PROTOCOL if PROTOCOL in self.scope["subprotocols"] else None)
+            await self._refuse(refused.code, refused.error)
+            return
+        await self.accept(PROTOCOL if PROTOCOL in self.scope["subprotocols"] else None)
+        await self._join(resume, after)
+
+    async def _admit(self) -> tuple[Resume | None, int | None]:
+        """The token and the cursor that the client came with. Raises Refused."""
+        route = self.scope["url_route"]["kwargs"]
+        self.tenant_id, self.session_id = route["tenant_id"], route["session_id"]
+        if not is_slug(self.tenant_id) or not is_session_id(self.session_id):
+            raise Refused(4400, ValidationFailed(details={"path": "not a tenant and a session id"}))
+        after = _cursor(self.scope["query_string"])
+        offered = self.scope["subprotocols"]
+        if offered and PROTOCOL not in offered:
+            raise Refused(4400, ValidationFailed(details={"subprotocol": f"offer {PROTOCOL}"}))
+        tokens = [name.removeprefix(RESUME_PREFIX) for name in offered if name.startswith(RESUME_PREFIX)]
+        resume = Resume.verify(tokens[0], self.tenant_id, self.session_id) if tokens else None
+        if resume is None and (tokens or after is not None):
+            raise Refused(4403, PermissionRefused(details={"subprotocol": f"{RESUME_PREFIX}<resume_token>"}))
+        try:
+            await self._in_thread(tenant_limits, self.tenant_id)
+        except TenantNotFound as error:
+            raise Refused(4404, error) from None
+        return resume, after
+
+    async def _join(self, resume: Resume | None, after: int | None) -> None:
+        """Join first, then read the tail: what comes between is in both, and the cursor drops it."""
+        self.name = session_name(self.tenant_id, self.session_id)
+        self.groups = [self.name, tenant_name(self.tenant_id)]
+        for group in self.groups:
+            await self.channel_layer.group_add(group, self.channel_name)
+        last_seq = await log.last_seq(self.name)
+        resume = resume or Resume(self.tenant_id, self.session_id, from_seq=last_seq)
+        data = {"session_id": self.session_id, "last_seq": last_seq, "resume_token": resume.token()}
+        await self.send(text_data=control("connection_established", data))
+        sockets.opened(self)
+        self.cursor = last_seq
+        if after is not None:
+            self.cursor = min(max(after, resume.from_seq), last_seq)
+            await self._catch_up()
+
+    async def _refuse(self, code: int, error: NoobleError) -> None:
+        with translation.override(self.language):
+            await self.send(text_data=control("error", error.as_dict()))
+        await self.close(code)
+
+    async def disconnect(self, code: int) -> None:
+        sockets.closed(self)
+
+    # From the session to the client.
+
+    async def session_event(self, message: dict[str, Any]) -> None:
+        """Forward the next event; fill a gap from the log; drop a repeat."""
+        if message["tenant_id"] != self.tenant_id:
+            return
+        seq = message["seq"]
+        if seq is None:
+            await self.send(text_data=message["text"])
+        elif message["session_id"] != self.session_id or seq <= self.cursor:
+            return
+        elif seq == self.cursor + 1:
+            self.cursor = seq
+            await self.send(text_data=message["text"])
+        else:
+            await self._catch_up()
+
+    async def _catch_up(self) -> None:
+        """Send everything that the log holds after the cursor."""
+        while events := await log.read(self.name, self.cursor):
+            for seq, body in events:
+                self.cursor = seq
+                await self.send(text_data=with_seq(body, seq))
+
+    # From the client to the platform.
+
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        """One frame, one answer; only frames that are no text of ours end the socket."""
+        if text_data is None:
+            await self._refuse(4400, MalformedRequest("Binary frames are not spoken here."))
+            return
+        if len(text_data) > MAX_FRAME or len(text_data.encode("utf-8", "surrogatepass")) > MAX_FRAME:
+            await self._refuse(4413, BodyTooLarge(details={"limit": MAX_FRAME}))
+            return
+        try:
+            frame = parse_json(text_data)
+            if not isinstance(frame, dict):
+                raise MalformedRequest(details={"reason": "a frame is a JSON object"})
+            verb = frame.pop("action", None)
+            if verb == "ping":
+                await self.send(text_data=control("pong"))
+                return
+            if not isinstance(verb, str) or verb not in ACTIONS:
+                raise ValidationFailed(details={"action": f"one of {', '.join((*ACTIONS, 'ping'))}"})
+        except (NoobleError, ValueError) as error:
+            with translation.override(self.language):
+                await self.send(text_data=control("error", named(error).as_dict()))
+            return
+        result = await self._in_thread(self._act, ACTIONS[verb], frame)
+        await self.send(text_data=control("action_result", result.model_dump(mode="json")))
+
+    def _act(self, shape: type[Action[Any]], fields: dict[str, Any]) -> ActionResult:
+        """Run a client's action in its tenant's scope, in the client's language."""
+        with tenant_scope(self.tenant_id), translation.override(self.language):
+            try:
+                action = self._build(shape, fields)
+            except (NoobleError, ValidationError) as error:
+                refusal = invalid(error) if isinstance(error, ValidationError) else error
+                return ActionResult(
+                    action_id=str(fields.get("action_id", ""))[:64],
+                    success=False,
+                    error=ActionError(**refusal.as_dict()),
+                    execution_time=0.0,
+                )
+            result, _error = answer(action)
+        if result.result and "websocket_url" in result.result:
+            result.result["websocket_url"] = self._address(result.result["websocket_url"])
+        return result
+
+    def _build(self, shape: type[Action[Any]], fields: dict[str, Any]) -> Action[Any]:
+        """The client's action, bound to its socket: its tenant, and for messages its session."""
+        if fields.get("tenant_id", self.tenant_id) != self.tenant_id:
+            raise TenantNotFound()
+        if shape is ChatSendMessageAction:
+            if fields.get("session_id", self.session_id) != self.session_id:
+                raise Conflict(details={"session_id": "a socket speaks for its own session"})
+            fields = fields | {"session_id": self.session_id}
+        action = shape(**fields)
+        if (
+            isinstance(action, ChatSendMessageAction)
+            and agent_live(action.agent_id).tenant_id != self.tenant_id
+        ):
+            raise AgentNotFound()
+        return action
+
+    def _address(self, path: str) -> str:
+        host = dict(self.scope["headers"]).get(b"host", b"").decode("latin-1")
+        return f"{self.scope.get('scheme', 'ws')}://{host}{path}"
+
+    async def _in_thread(self, function: Any, *args: Any) -> Any:
+        def call() -> Any:
+            try:
+                return function(*args)
+            finally:
+                close_old_connections()
+
+        return await sync_to_async(call, thread_sensitive=False, executor=_threads)()
+
+
+class UnknownConsumer(AsyncWebsocketConsumer):
+    """Any other address: refused with a reason instead of a broken handshake."""
+
+    async def connect(self) -> None:
+        await self.accept()
+        await self.send(text_data=control("error", TenantNotFound().as_dict()))
+        await self.close(4404)
+
+
+class _Headers:
+    """As much of a request as Django's choice of a language needs."""
+
+    def __init__(self, headers: dict[bytes, bytes]) -> None:
+        self.META = {"HTTP_ACCEPT_LANGUAGE": headers.get(b"accept-language", b"").decode("latin-1")}
+        self.COOKIES: dict[str, str] = {}
+
+
+def _cursor(query_string: bytes) -> int | None:
+    """`after` of the query. Raises Refused."""
+    values = parse_qs(query_string.decode("latin-1"), keep_blank_values=True).get("after")
+    if values is None:
+        return None
+    if not values[0].isascii() or not values[0].isdecimal() or len(values[0]) > 15:
+        raise Refused(4400, ValidationFailed(details={"after": "a seq: a whole number from 0"}))
+    return int(values[0])

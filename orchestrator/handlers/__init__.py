@@ -1,0 +1,5 @@
+"""The front door's handlers, a module per domain."""
+
+from orchestrator.handlers import chat, websocket
+
+__all__ = ["chat", "websocket"]

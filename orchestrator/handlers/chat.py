@@ -1,0 +1,162 @@
+"""Chat: send, look, stop."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from typing import Any
+
+import redis
+from django.db import transaction
+from django.utils.translation import gettext as _
+
+from agents.selectors import agent_live
+from conversations.actions import ConversationAppendAction, ConversationOpenAction
+from core import aio
+from core.actions import cancellation
+from core.actions.bus import enqueue, execute
+from core.actions.registry import handles
+from core.actions.worker import enqueue_callback
+from core.errors import CannotCancel, TaskNotFound
+from core.events.groups import session_name
+from core.events.log import last_seq_sync
+from core.events.publisher import publish
+from core.ids import new_session_id, parse_uuid
+from core.models import Task
+from core.selectors import tenant_limits
+from core.tenancy import current_tenant_id
+from execution.actions import ExecuteAgentAction
+from orchestrator.access import Resume
+from orchestrator.actions import (
+    ChatCancelTaskAction,
+    ChatGetStatusAction,
+    ChatMessageSent,
+    ChatSendMessageAction,
+    TaskCancelled,
+    TaskOutput,
+    TaskState,
+    WebSocketSendAction,
+)
+from orchestrator.events import StatusUpdate, TaskStatusUpdate, envelope_of
+
+logger = logging.getLogger(__name__)
+
+ESTIMATED_SECONDS = 8.0
+
+
+@handles(ChatSendMessageAction, atomic=False)
+def send_message(action: ChatSendMessageAction) -> ChatMessageSent:
+    """Question and task in one transaction; the task is published after its commit."""
+    tenant_id = current_tenant_id()
+    agent = agent_live(action.agent_id)
+    session_id = action.session_id or new_session_id()
+    last_seq = _last_seq(tenant_id, session_id) if action.session_id else 0
+    user_id = action.user_info.user_id
+    with transaction.atomic():
+        session = execute(
+            ConversationOpenAction(session_id=session_id, agent_id=agent.agent_id, user_id=user_id)
+        )
+        task = _enqueue_run(action, agent.version_id, session_id, session.row_id)
+        execute(
+            ConversationAppendAction(
+                session_row_id=session.row_id, task_id=task.pk, role="user", text=action.message, seq=last_seq
+            )
+        )
+    sent: dict[str, Any] = {
+        "task_id": task.pk,
+        "session_id": session_id,
+        "status": task.status,
+        "queue": task.queue,
+        "estimated_time": ESTIMATED_SECONDS,
+        "websocket_url": f"/ws/{tenant_id}/{session_id}",
+    }
+    if session.created:
+        sent["resume_token"] = Resume(tenant_id, session_id, from_seq=0).token()
+    return ChatMessageSent(**sent)
+
+
+def _enqueue_run(
+    action: ChatSendMessageAction, version_id: int, session_id: str, session_row_id: int
+) -> Task:
+    run = ExecuteAgentAction(
+        agent_id=action.agent_id,
+        version_id=version_id,
+        session_id=session_id,
+        session_row_id=session_row_id,
+        end_user=action.user_info.user_id,
+        metadata=action.metadata,
+    )
+    return enqueue(
+        run,
+        priority=tenant_limits(current_tenant_id()).cap_priority(action.priority),
+        callback=lambda task_id: WebSocketSendAction(session_id=session_id, task_id=task_id),
+        agent_id=action.agent_id,
+        session_id=session_id,
+    )
+
+
+def _last_seq(tenant_id: str, session_id: str) -> int:
+    try:
+        return last_seq_sync(session_name(tenant_id, session_id))
+    except redis.RedisError:
+        logger.warning("the session log is away")
+        return 0
+
+
+@handles(ChatGetStatusAction, atomic=False)
+def get_status(action: ChatGetStatusAction) -> TaskState:
+    task = _task(action.task_id)
+    return TaskState(
+        task_id=task.pk,
+        session_id=task.session_id,
+        status=task.status,
+        queue=task.queue,
+        attempt=task.attempt,
+        created_at=task.created_at,
+        started_at=task.started_at,
+        finished_at=task.finished_at,
+        output=TaskOutput(**task.result) if task.result else None,
+        error=task.error,
+    )
+
+
+@handles(ChatCancelTaskAction, atomic=False)
+def cancel_task(action: ChatCancelTaskAction) -> TaskCancelled:
+    """A row first, then a hint: a task that waits is cancelled here, one that runs by its worker."""
+    task = _task(action.task_id)
+    by = action.user_id or "system"
+    with transaction.atomic():
+        unstarted = Task.cancel_unstarted(task.pk, by)
+        if unstarted:
+            enqueue_callback(task)
+    if unstarted:
+        return TaskCancelled(
+            task_id=task.pk, status=Task.Status.CANCELLED, message=_("Task cancelled successfully")
+        )
+    if not action.only_if_queued and Task.ask_to_cancel(task.pk, by):
+        _tell_cancelling(task)
+        cancellation.hint(task.pk)
+        return TaskCancelled(
+            task_id=task.pk, status=Task.Status.CANCELLING, message=_("The task is being cancelled")
+        )
+    task.refresh_from_db(fields=["status"])
+    raise CannotCancel(task.status)
+
+
+def _tell_cancelling(task: Task) -> None:
+    data = StatusUpdate(status=Task.Status.CANCELLING, details={})
+    try:
+        aio.run(publish(TaskStatusUpdate(**envelope_of(task), data=data)))
+    except redis.RedisError:
+        logger.warning("task %s: its session does not hear of the cancel: Valkey is away", task.pk)
+
+
+def _task(text: str) -> Task:
+    """The current tenant's chat task. Raises TaskNotFound."""
+    task_id: uuid.UUID | None = parse_uuid(text)
+    task: Task | None = None
+    if task_id is not None:
+        task = Task.objects.filter(pk=task_id, action=ExecuteAgentAction.verb).first()
+    if task is None:
+        raise TaskNotFound()
+    return task

@@ -1,0 +1,105 @@
+"""Chat over HTTP. Public: the agent decides who pays, a task's id is enough to ask about it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.http import HttpRequest
+from drf_spectacular.utils import OpenApiParameter, extend_schema
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from agents.errors import AgentNotFound
+from agents.selectors import agent_live
+from core.actions.base import ActionResult
+from core.api.views import ApiView
+from core.errors import ValidationFailed
+from core.tenancy import tenant_scope
+from orchestrator.actions import (
+    CancelBody,
+    ChatCancelTaskAction,
+    ChatGetStatusAction,
+    ChatMessageBody,
+    ChatSendMessageAction,
+    TaskBody,
+)
+from orchestrator.selectors import task_tenant
+
+_TENANT = OpenApiParameter("tenant_id", str, description="The task's tenant; another one answers 404")
+
+
+class SendMessageView(ApiView):
+    @extend_schema(operation_id="chat_send_message", request=ChatMessageBody, responses={202: ActionResult})
+    def post(self, request: Request) -> Response:
+        """Ask an agent. 202: the question is stored, the answer comes over the session's WebSocket."""
+        action = ChatSendMessageAction(**ChatMessageBody(**self.body(request)).__dict__)
+        agent = agent_live(action.agent_id)
+        if action.tenant_id not in (None, agent.tenant_id):
+            raise AgentNotFound()
+        with tenant_scope(agent.tenant_id):
+            response = self.respond(request, action, status=202)
+        if response.status_code == 202:
+            result = response.data["result"]
+            result["websocket_url"] = websocket_url(request, result["websocket_url"])
+        return response
+
+
+def websocket_url(request: HttpRequest | Request, path: str) -> str:
+    """The absolute address of a socket, on the host that the caller used."""
+    return f"{'wss' if request.is_secure() else 'ws'}://{request.get_host()}{path}"
+
+
+class _TaskView(ApiView):
+    def _status(self, request: Request, fields: dict[str, Any]) -> Response:
+        with tenant_scope(task_tenant(fields["task_id"], fields.get("tenant_id"))):
+            return self.respond(request, ChatGetStatusAction(**fields))
+
+    def _cancel(self, request: Request, fields: dict[str, Any]) -> Response:
+        with tenant_scope(task_tenant(fields["task_id"], fields.get("tenant_id"))):
+            return self.respond(request, ChatCancelTaskAction(**fields))
+
+
+class StatusView(_TaskView):
+    @extend_schema(operation_id="chat_get_status", parameters=[_TENANT], responses={200: ActionResult})
+    def get(self, request: Request, task_id: str) -> Response:
+        """How a task stands, and its answer once there is one."""
+        return self._status(request, {"task_id": task_id, **_tenant(request)})
+
+
+class CancelView(_TaskView):
+    @extend_schema(
+        operation_id="chat_cancel_task",
+        parameters=[_TENANT, OpenApiParameter("only_if_queued", bool)],
+        request=None,
+        responses={200: ActionResult},
+    )
+    def post(self, request: Request, task_id: str) -> Response:
+        """Stop a task that waits or runs; the text so far is kept."""
+        fields = {"task_id": task_id, **_tenant(request), "only_if_queued": _flag(request)}
+        return self._cancel(request, self.body(request) | fields)
+
+
+class StatusAliasView(_TaskView):
+    @extend_schema(operation_id="chat_status_alias", request=TaskBody, responses={200: ActionResult})
+    def post(self, request: Request) -> Response:
+        """Like `GET /api/v1/chat/status/{task_id}`, ids in the body."""
+        return self._status(request, TaskBody(**self.body(request)).model_dump())
+
+
+class CancelAliasView(_TaskView):
+    @extend_schema(operation_id="chat_cancel_alias", request=CancelBody, responses={200: ActionResult})
+    def post(self, request: Request) -> Response:
+        """Like `POST /api/v1/chat/cancel/{task_id}`, ids in the body."""
+        return self._cancel(request, CancelBody(**self.body(request)).model_dump())
+
+
+def _tenant(request: Request) -> dict[str, str]:
+    tenant_id = request.query_params.get("tenant_id")
+    return {"tenant_id": tenant_id} if tenant_id else {}
+
+
+def _flag(request: Request) -> bool:
+    text = request.query_params.get("only_if_queued", "false").lower()
+    if text not in ("true", "false", "1", "0"):
+        raise ValidationFailed(details={"only_if_queued": "true or false"})
+    return text in ("true", "1")

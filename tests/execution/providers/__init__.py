@@ -1,0 +1,1 @@
+"""Tests of the model providers, over real HTTP and without a database."""

@@ -1,0 +1,1 @@
+"""The planner: many agent runs in order."""
