@@ -16,7 +16,8 @@ class AgentConfig(BaseModel):
     model: Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")]
     instructions: Annotated[str, StringConstraints(max_length=32_768)] = Field(
         "",
-        description="The system prompt; {{agent_name}}, {{user_id}}, {{session_id}}, {{date}} and {{time}} are replaced.",
+        description="The system prompt; {{agent_name}}, {{user_id}}, {{session_id}}, {{date}} and {{time}} "
+        "are replaced.",
     )
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     max_output_tokens: int | None = Field(None, ge=1, le=1_000_000)

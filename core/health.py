@@ -19,7 +19,7 @@ STALE_SECONDS = 30
 
 def register(app: Celery) -> None:
     """Make the probe known to the app; a worker that is ready probes its own domains at once."""
-    app.task(probe, name=PROBE)
+    app.task(name=PROBE)(probe)
 
     @signals.worker_ready.connect(weak=False)
     def probe_own_domains(sender: Any, **_: Any) -> None:
@@ -46,7 +46,7 @@ def read() -> tuple[bool, dict[str, Any]]:
     now = time.time()
     components: dict[str, Any] = {}
     for domain in DOMAINS:
-        mark = orjson.loads(marks[domain.encode()]) if domain.encode() in marks else None  # type: ignore[operator,index]
+        mark = orjson.loads(marks[domain.encode()]) if domain.encode() in marks else None
         age = now - mark["at"] if mark else None
         components[domain] = {
             "status": "ok" if age is not None and age <= STALE_SECONDS else "unavailable",

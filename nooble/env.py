@@ -84,7 +84,7 @@ def environment() -> Environment:
     """
     env_file = None if os.environ.get("NOOBLE_ENV") == "test" else ROOT / ".env"
     try:
-        return Environment(_env_file=env_file)  # type: ignore[call-arg]
+        return Environment(_env_file=env_file)
     except ValidationError as error:
         for problem in error.errors(include_input=False, include_url=False):
             name = str(problem["loc"][0]).upper()

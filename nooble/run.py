@@ -72,7 +72,7 @@ class Stack:
 
 
 def nooble_stack(env: Environment, listener: socket.socket) -> Stack:
-    """The platform itself. Web serves a socket of ours: while it restarts, callers wait instead of failing."""
+    """The platform. Web serves a socket of ours: while it restarts, callers wait instead of failing."""
     python, manage = sys.executable, (sys.executable, "manage.py")
     celery = (python, "-m", "celery", "-A", "celery_app")
     # Gossip and mingle are for workers that watch each other; mingle would cost a second at every start.

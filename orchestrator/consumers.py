@@ -10,6 +10,7 @@ from urllib.parse import parse_qs
 from asgiref.sync import sync_to_async
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.db import close_old_connections
+from django.http import HttpRequest
 from django.utils import translation
 from pydantic import ValidationError
 
@@ -61,7 +62,7 @@ class Refused(Exception):
         self.error = error
 
 
-class SessionConsumer(AsyncWebsocketConsumer):
+class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     """`WS /ws/{tenant_id}/{session_id}`: everything that happens in a session, in order, once."""
 
     next_ping = 0.0
@@ -79,9 +80,9 @@ class SessionConsumer(AsyncWebsocketConsumer):
         if origin is not None and not origin_is_sound(origin.decode("latin-1")):
             await self.close()  # before the handshake: HTTP 403
             return
-        self.language = translation.get_language_from_request(_Headers(headers))
+        self.language = _language(headers)
         self.cursor = 0
-        self.groups = []
+        self.groups: list[str] = []
         try:
             resume, after = await self._admit()
         except Refused as refused:
@@ -234,7 +235,7 @@ class SessionConsumer(AsyncWebsocketConsumer):
         return await sync_to_async(call, thread_sensitive=False, executor=_threads)()
 
 
-class UnknownConsumer(AsyncWebsocketConsumer):
+class UnknownConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     """Any other address: refused with a reason instead of a broken handshake."""
 
     async def connect(self) -> None:
@@ -243,12 +244,11 @@ class UnknownConsumer(AsyncWebsocketConsumer):
         await self.close(4404)
 
 
-class _Headers:
-    """As much of a request as Django's choice of a language needs."""
-
-    def __init__(self, headers: dict[bytes, bytes]) -> None:
-        self.META = {"HTTP_ACCEPT_LANGUAGE": headers.get(b"accept-language", b"").decode("latin-1")}
-        self.COOKIES: dict[str, str] = {}
+def _language(headers: dict[bytes, bytes]) -> str:
+    """The language that the client asked for at connect."""
+    request = HttpRequest()
+    request.META["HTTP_ACCEPT_LANGUAGE"] = headers.get(b"accept-language", b"").decode("latin-1")
+    return translation.get_language_from_request(request)
 
 
 def _cursor(query_string: bytes) -> int | None:

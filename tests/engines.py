@@ -35,7 +35,7 @@ UNWANTED = (
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None]:
-    """A wrapper, because pytest-django's `tryfirst` hook, which imports the settings, would run before ours."""
+    """A wrapper, since pytest-django's `tryfirst` hook, which imports the settings, would run before ours."""
     _discard_abandoned_homes()
     home = Path(tempfile.mkdtemp(prefix=PREFIX, dir=HOMES))
     engines = Engines()

@@ -90,7 +90,7 @@ def enqueue(
     priority = action.default_priority if priority is None else priority
     task_id = uuid7()
     follow = callback(task_id) if callback else None
-    task = Task.unscoped.create(
+    task: Task = Task.unscoped.create(
         id=task_id,
         global_task_id=parent.global_task_id if parent else task_id,
         tenant_id=tenant_id,

@@ -48,7 +48,8 @@ class Watch:
         if self._requested:
             self._coroutine.cancel()
         try:
-            return await self._coroutine
+            result: T = await self._coroutine
+            return result
         finally:
             self._coroutine = None
 

@@ -26,7 +26,7 @@ def register_tasks(app: Celery) -> None:
     """One Celery task per queued action, bearing the action's name."""
     for handler in all_handlers():
         if handler.action.queue is not None:
-            app.task(run_task, name=handler.action.verb)
+            app.task(name=handler.action.verb)(run_task)
 
 
 def run_task(task_id: str, tenant_id: str) -> None:

@@ -29,7 +29,7 @@ class TenantKeyAuthentication(BaseAuthentication):
         return "Bearer"
 
 
-class TenantKeyScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
+class TenantKeyScheme(OpenApiAuthenticationExtension):
     """How the schema tells of the key."""
 
     target_class = TenantKeyAuthentication

@@ -73,7 +73,9 @@ class KeyView(ApiView):
 
     def actor(self, request: Request) -> str:
         """Who does it, for the record."""
-        return f"key:{request.auth.prefix}"
+        key = request.auth
+        assert isinstance(key, ApiKey)
+        return f"key:{key.prefix}"
 
     def fields(self, request: Request, shape: type[BaseModel]) -> dict[str, Any]:
         """The body's fields, once they fit `shape`. Raises pydantic's ValidationError."""

@@ -23,7 +23,7 @@ class Channel(redis.Channel):
     def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
         super()._put(_list_of(queue), message, **kwargs)
 
-    def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
+    def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> Any:
         found = _list_of(routing_key)
         return [found] if found != routing_key else super()._lookup(exchange, routing_key, default)
 

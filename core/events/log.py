@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import redis
 import redis.asyncio
@@ -46,7 +47,7 @@ async def append(name: str, event: Event, body: bytes, attempt: int | None = Non
 
 async def read(name: str, after: int, limit: int = 500) -> list[tuple[int, bytes]]:
     """Up to `limit` events `(seq, body)` of the log `name` that came after seq `after`, in order."""
-    entries = await valkey.async_client().xrange(_log(name), min=f"({after}-0", count=limit)
+    entries: Any = await valkey.async_client().xrange(_log(name), min=f"({after}-0", count=limit)
     return [(int(entry_id.split(b"-")[0]), fields[b"e"]) for entry_id, fields in entries]
 
 
@@ -57,7 +58,7 @@ async def last_seq(name: str) -> int:
 
 def last_seq_sync(name: str) -> int:
     """`last_seq`, for threads."""
-    return int(valkey.client().hget(_marks(name), "seq") or 0)  # type: ignore[arg-type]
+    return int(valkey.client().hget(_marks(name), "seq") or 0)
 
 
 def _script() -> redis.commands.core.AsyncScript:

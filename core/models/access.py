@@ -57,7 +57,7 @@ class ApiKey(TenantModel):
         match = _key_pattern.match(text)
         if match is None:
             return None
-        key = cls.unscoped.filter(prefix=match.group(1), revoked_at=None).first()
+        key: ApiKey | None = cls.unscoped.filter(prefix=match.group(1), revoked_at=None).first()
         if key is None or not hmac.compare_digest(key.digest, _digest(match.group(2))):
             return None
         return key

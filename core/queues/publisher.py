@@ -18,6 +18,6 @@ def publish(name: str, task_id: uuid.UUID, tenant_id: str, queue: QueueName) -> 
     current_app.send_task(
         name,
         kwargs={"task_id": str(task_id), "tenant_id": tenant_id},
-        queue=queue_of(queue),
+        queue=queue_of(queue),  # type: ignore[arg-type]
         task_id=str(task_id),
     )

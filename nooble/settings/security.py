@@ -5,10 +5,7 @@ from nooble.env import environment
 
 _env = environment()
 
-if _env.nooble_env == "dev":
-    _kept = secrets(_env.nooble_home)
-else:
-    _kept = {}
+_kept = secrets(_env.nooble_home) if _env.nooble_env == "dev" else {}
 
 if _env.nooble_env == "prod":
     for _name in ("secret_key", "encryption_keys"):

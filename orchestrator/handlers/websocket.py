@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from core import aio
 from core.actions.registry import handles
@@ -40,19 +41,22 @@ def send_message(action: WebSocketSendAction) -> None:
 
 async def _tell(task: Task) -> None:
     envelope = envelope_of(task)
+    error: dict[str, Any] = task.error or {}
+    result: dict[str, Any] = task.result or {}
     if task.status == Task.Status.FAILED:
-        failure = {"error": task.error["message"], "error_type": task.error["type"]}
+        failure = {"error": error["message"], "error_type": error["type"]}
         await publish(AgentExecutionFailed(**envelope, data=RunFailed(**failure)), task.attempt)
         await publish(TaskFailed(**envelope, data=Failure(**failure)))
     elif task.status == Task.Status.COMPLETED:
-        completed = RunCompleted(**task.result)
+        completed = RunCompleted(**result)
         await publish(AgentExecutionCompleted(**envelope, data=completed), task.attempt)
-        await publish(TaskCompleted(**envelope, data=task.result))
+        await publish(TaskCompleted(**envelope, data=result))
     else:
-        if task.result is not None:
-            completed = RunCompleted(**{**task.result, "finish_reason": "cancelled"})
+        if result:
+            completed = RunCompleted(**{**result, "finish_reason": "cancelled"})
             await publish(AgentExecutionCompleted(**envelope, data=completed), task.attempt)
-        details = {"cancelled_at": task.cancelled_at.isoformat(), "cancelled_by": task.cancelled_by}
+        at = task.cancelled_at.isoformat() if task.cancelled_at else None
+        details = {"cancelled_at": at, "cancelled_by": task.cancelled_by}
         status = StatusUpdate(status=Task.Status.CANCELLED, details=details)
         await publish(TaskWasCancelled(**envelope, data=status))
 
