@@ -139,28 +139,30 @@ async def _measure(
         platform = Platform(session, demo["base_url"], demo["tenant_id"], demo["api_key"], expected)
         await platform.make_agent(MODEL)
         results = []
-        for clients in arguments.clients:
-            without = await measure(
-                direct.turn,
-                clients,
-                costs=costs,
-                books=books,
-                warm_up=answer_seconds,
-                seconds=min(arguments.seconds, 3.0),
-                spread=answer_seconds,
-            )
-            ours = await measure(
-                platform.turn,
-                clients,
-                costs=costs,
-                books=books,
-                warm_up=arguments.warm_up,
-                seconds=arguments.seconds,
-                spread=answer_seconds,
-            )
-            results.append(Result(ours, without))
-            print(f"{clients} clients: {ours.turns} turns, {len(ours.failures)} failed", flush=True)
-    await registry.close()
+        try:
+            for clients in arguments.clients:
+                without = await measure(
+                    direct.turn,
+                    clients,
+                    costs=costs,
+                    books=books,
+                    warm_up=answer_seconds,
+                    seconds=min(arguments.seconds, 3.0),
+                    spread=answer_seconds,
+                )
+                ours = await measure(
+                    platform.turn,
+                    clients,
+                    costs=costs,
+                    books=books,
+                    warm_up=arguments.warm_up,
+                    seconds=arguments.seconds,
+                    spread=answer_seconds,
+                )
+                results.append(Result(ours, without))
+                print(f"{clients} clients: {ours.turns} turns, {len(ours.failures)} failed", flush=True)
+        finally:
+            await registry.close()
     return results
 
 

@@ -20,19 +20,10 @@ class Turn:
 
 def session_history(session_row_id: int, until_task: uuid.UUID, limit: int = 200) -> list[Turn]:
     """The last `limit` messages up to the question of `until_task`, oldest first."""
-    rows = (
-        Message.objects.filter(session_id=session_row_id)
-        .order_by("-pk")
-        .values_list("role", "text", "task_id")[: limit + 50]
-    )
-    turns: list[Turn] = []
-    found = False
-    for role, text, task_id in rows:
-        # Questions that came after this one belong to later runs.
-        found = found or (task_id == until_task and role == Message.Role.USER)
-        if found:
-            turns.append(Turn(role, text))
-    return turns[:limit][::-1]
+    question = Message.objects.filter(task_id=until_task, role=Message.Role.USER).values("pk")
+    # What came after the question belongs to later runs.
+    rows = Message.objects.filter(session_id=session_row_id, pk__lte=question).order_by("-pk")
+    return [Turn(role, text) for role, text in rows.values_list("role", "text")[:limit]][::-1]
 
 
 def session_messages(key: str, from_seq: int, after: int, limit: int) -> list[dict[str, Any]]:

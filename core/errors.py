@@ -85,6 +85,15 @@ class CannotCancel(Conflict):
         )
 
 
+class CannotRetry(Conflict):
+    """Only a task that has ended can be done again."""
+
+    def __init__(self, status: str) -> None:
+        super().__init__(
+            _("Cannot retry a task in status: %(status)s") % {"status": status}, details={"status": status}
+        )
+
+
 class BodyTooLarge(NoobleError):
     http_status = 413
     default_message = _("The body is too large.")

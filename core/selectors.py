@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 
 from core.cache import TimedCache
 from core.errors import TenantNotFound
-from core.models import Tenant
+from core.models import Task, Tenant
 from core.queues.names import Priority
 
 
@@ -40,3 +41,13 @@ def _load(tenant_id: str) -> TenantLimits | None:
         .first()
     )
     return TenantLimits(*row) if row else None
+
+
+def task_origin(task: Task) -> uuid.UUID:
+    """The id of the task that began a chain of retries: its question is theirs. No query for a first try."""
+    origin: uuid.UUID = task.pk
+    earlier: uuid.UUID | None = task.retry_of_id
+    while earlier is not None:
+        origin = earlier
+        earlier = Task.objects.filter(pk=origin).values_list("retry_of_id", flat=True).first()
+    return origin

@@ -23,7 +23,7 @@ from core.actions.registry import works
 from core.errors import NoobleError
 from core.events.publisher import publish
 from core.models import Task, UsageRecord
-from core.selectors import tenant_limits
+from core.selectors import task_origin, tenant_limits
 from execution.actions import ExecuteAgentAction
 from execution.context import RunContext
 from execution.errors import described
@@ -82,7 +82,7 @@ def execute_agent(action: ExecuteAgentAction, task: Task) -> Settlement:
 
 
 def _load(action: ExecuteAgentAction, task: Task, version: PinnedVersion) -> RunContext:
-    turns = session_history(action.session_row_id, task.pk)
+    turns = session_history(action.session_row_id, task_origin(task))
     return RunContext(
         agent_name=version.agent_name,
         config=version.config,

@@ -4,11 +4,11 @@ import os
 
 import django
 from channels.routing import ProtocolTypeRouter, URLRouter
-from django.core.handlers.asgi import ASGIHandler
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nooble.settings")
 django.setup(set_prefix=False)
 
+from core.api.asgi import ThreadedASGIHandler  # noqa: E402 - models need the set-up
 from orchestrator.routing import websocket_urlpatterns
 
-application = ProtocolTypeRouter({"http": ASGIHandler(), "websocket": URLRouter(websocket_urlpatterns)})
+application = ProtocolTypeRouter({"http": ThreadedASGIHandler(), "websocket": URLRouter(websocket_urlpatterns)})

@@ -483,7 +483,8 @@ class PostgreSQL(Engine):
             "listen_addresses": "",
             "unix_socket_directories": str(self.sockets),
             "unix_socket_permissions": "0700",
-            "max_connections": "200",
+            # The pools of web and both workers at their largest, and room for a few more workers.
+            "max_connections": "300",
             "timezone": "UTC",
             "log_timezone": "UTC",
         }

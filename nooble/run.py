@@ -32,6 +32,7 @@ from nooble.embedded import (
     Engines,
     Services,
     die_with_parent,
+    services_file,
     start_time,
     write_private,
 )
@@ -74,7 +75,8 @@ class Stack:
 def nooble_stack(env: Environment, listener: socket.socket) -> Stack:
     """The platform. Web serves a socket of ours: while it restarts, callers wait instead of failing."""
     python, manage = sys.executable, (sys.executable, "manage.py")
-    celery = (python, "-m", "celery", "-A", "celery_app")
+    # Quiet: no banner. That a worker runs as root is known; a development machine may be a container.
+    celery = (python, "-W", "ignore:You're running the worker", "-m", "celery", "-q", "-A", "celery_app")
     # Gossip and mingle are for workers that watch each other; mingle would cost a second at every start.
     worker = (*celery, "worker", "--loglevel", env.log_level, "--without-gossip", "--without-mingle")
     agent, *others = DOMAINS
@@ -86,18 +88,13 @@ def nooble_stack(env: Environment, listener: socket.socket) -> Stack:
         children=(
             Child(
                 "web",
-                (python, "-m", "daphne", "--fd", str(descriptor), "nooble.asgi:application"),
+                (python, "-m", "daphne", "-v", "0", "--fd", str(descriptor), "nooble.asgi:application"),
                 patience=10,
                 pass_fds=(descriptor,),
             ),
             Child("agents", (*worker, "-Q", agent, "-n", "agents@%h"), stage=1),
             Child("domains", (*worker, "-Q", ",".join(others), "-n", "domains@%h"), stage=1),
-            Child(
-                "beat",
-                (*celery, "beat", "--loglevel", env.log_level, "-s", str(env.nooble_home / "beat-schedule")),
-                stage=2,
-                patience=5,
-            ),
+            Child("beat", (*celery, "beat", "--loglevel", env.log_level), stage=2, patience=5),
         ),
     )
 
@@ -199,6 +196,7 @@ class Supervisor:
         self._make_stack = make_stack
         self._terminal = Terminal()
         self._engines = Engines()
+        self._mourner: subprocess.Popen[bytes] | None = None
         self._listener: socket.socket | None = None
         self._child_env: dict[str, str] = {}
         self._children: dict[Child, Running] = {}
@@ -250,8 +248,18 @@ class Supervisor:
             )
         self._engines.claim(self._home)
         self._demo_file().unlink(missing_ok=True)
+        self._mourner = self._start_mourner()
         self._end_earlier_children()
         self._listener = self._listen(*addresses[0])
+
+    def _start_mourner(self) -> subprocess.Popen[bytes]:
+        """Should we be killed, takes back what says that we are there, which the next start would do late."""
+        # Its standard input ends when we do, however that happens.
+        return subprocess.Popen(
+            ["/bin/sh", "-c", 'read -r _; rm -f "$@"', "sh", self._demo_file(), services_file(self._home)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
 
     def _addresses(self) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
         """What HOST and PORT stand for, IPv4 first."""
@@ -336,6 +344,8 @@ class Supervisor:
             status, body = await self._get(path)
             if status == 200:
                 return
+            if status:
+                await asyncio.sleep(POLL_SECONDS)  # each refusal is a line in the web's log
             if time.monotonic() > patient_until:
                 patient_until += IMPATIENCE_SECONDS
                 self._say(f"still waiting for {path}: {status or 'no answer'} {body[:1000]}")
@@ -528,6 +538,7 @@ class Supervisor:
         if not self._engines.claimed:
             await self._terminal.drain()
             return
+        self._say("stopping")
         self._demo_file().unlink(missing_ok=True)
         for keeper in self._keepers:
             keeper.cancel()
@@ -543,6 +554,8 @@ class Supervisor:
                 )
             )
         self._children_file().unlink(missing_ok=True)
+        if self._mourner is not None:
+            self._mourner.communicate()  # while the home is still ours
         self._engines.stop()
         self._say("stopped")
         await self._terminal.drain()

@@ -2,9 +2,12 @@
 
 from django.urls import path
 
-from orchestrator.views import chat, health, sessions
+from orchestrator.views import chat, health, pages, sessions
 
 urlpatterns = [
+    path("", pages.FrontPageView.as_view()),
+    path("favicon.ico", pages.FaviconView.as_view()),
+    path("chat/<str:agent_id>", pages.ChatPageView.as_view()),
     path("api/v1/chat/message", chat.SendMessageView.as_view()),
     path("api/v1/chat/status/<str:task_id>", chat.StatusView.as_view()),
     path("api/v1/chat/cancel/<str:task_id>", chat.CancelView.as_view()),

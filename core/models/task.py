@@ -101,15 +101,12 @@ class Task(TenantModel):
     @classmethod
     def claim(cls, task_id: uuid.UUID, tenant_id: str) -> Task | None:
         """Take the task for this worker and start its next attempt; None when there is nothing to take."""
-        claimed = _move(
-            task_id,
-            CLAIMABLE,
-            {"tenant_id": tenant_id},
-            status=TaskStatus.PROCESSING,
-            attempt=models.F("attempt") + 1,
-            started_at=Now(),
+        rows = cls.unscoped.raw(
+            f"UPDATE {cls._meta.db_table} SET status = %s, attempt = attempt + 1, started_at = now()"
+            " WHERE id = %s AND tenant_id = %s AND status IN (%s, %s) RETURNING *",
+            [TaskStatus.PROCESSING, task_id, tenant_id, *CLAIMABLE],
         )
-        return cls.unscoped.get(pk=task_id) if claimed else None
+        return next(iter(rows), None)
 
     @classmethod
     def cancel_unstarted(cls, task_id: uuid.UUID, by: str) -> bool:

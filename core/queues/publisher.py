@@ -13,11 +13,15 @@ from core.queues.router import queue_of
 def publish(name: str, task_id: uuid.UUID, tenant_id: str, queue: QueueName) -> None:
     """Send the message `{task_id, tenant_id}` to the tenant's queue. Raises kombu's OperationalError.
 
-    The message carries ids only; action, payload and callback live in the row.
+    The message carries ids only; action, payload and callback live in the row. Celery's own
+    `send_task` would look up the result backend each time, which nobody uses.
     """
-    current_app.send_task(
-        name,
-        kwargs={"task_id": str(task_id), "tenant_id": tenant_id},
-        queue=queue_of(queue),  # type: ignore[arg-type]
-        task_id=str(task_id),
+    amqp = current_app.amqp
+    message = amqp.create_task_message(
+        str(task_id), name, kwargs={"task_id": str(task_id), "tenant_id": tenant_id}, ignore_result=True
     )
+    with (
+        current_app.producer_or_acquire() as producer,
+        producer.connection._reraise_as_library_errors(),
+    ):
+        amqp.send_task_message(producer, name, message, queue=queue_of(queue), retry=False)

@@ -12,15 +12,12 @@ from django.utils.translation import gettext as _
 
 from agents.selectors import agent_live
 from conversations.actions import ConversationAppendAction, ConversationOpenAction
-from core import aio
-from core.actions import cancellation
 from core.actions.bus import enqueue, execute
 from core.actions.registry import handles
-from core.actions.worker import enqueue_callback
-from core.errors import CannotCancel, TaskNotFound
+from core.actions.tasks import TaskCancelAction
+from core.errors import TaskNotFound
 from core.events.groups import session_name
 from core.events.log import last_seq_sync
-from core.events.publisher import publish
 from core.ids import new_session_id, parse_uuid
 from core.models import Task
 from core.selectors import tenant_limits
@@ -37,7 +34,6 @@ from orchestrator.actions import (
     TaskState,
     WebSocketSendAction,
 )
-from orchestrator.events import StatusUpdate, TaskStatusUpdate, envelope_of
 
 logger = logging.getLogger(__name__)
 
@@ -122,33 +118,16 @@ def get_status(action: ChatGetStatusAction) -> TaskState:
 
 @handles(ChatCancelTaskAction, atomic=False)
 def cancel_task(action: ChatCancelTaskAction) -> TaskCancelled:
-    """A row first, then a hint: a task that waits is cancelled here, one that runs by its worker."""
     task = _task(action.task_id)
-    by = action.user_id or "system"
-    with transaction.atomic():
-        unstarted = Task.cancel_unstarted(task.pk, by)
-        if unstarted:
-            enqueue_callback(task)
-    if unstarted:
-        return TaskCancelled(
-            task_id=task.pk, status=Task.Status.CANCELLED, message=_("Task cancelled successfully")
-        )
-    if not action.only_if_queued and Task.ask_to_cancel(task.pk, by):
-        _tell_cancelling(task)
-        cancellation.hint(task.pk)
-        return TaskCancelled(
-            task_id=task.pk, status=Task.Status.CANCELLING, message=_("The task is being cancelled")
-        )
-    task.refresh_from_db(fields=["status"])
-    raise CannotCancel(task.status)
-
-
-def _tell_cancelling(task: Task) -> None:
-    data = StatusUpdate(status=Task.Status.CANCELLING, details={})
-    try:
-        aio.run(publish(TaskStatusUpdate(**envelope_of(task), data=data)))
-    except redis.RedisError:
-        logger.warning("task %s: its session does not hear of the cancel: Valkey is away", task.pk)
+    cancelled = execute(
+        TaskCancelAction(task_id=task.pk, by=action.user_id or "system", only_if_queued=action.only_if_queued)
+    )
+    done = cancelled.status == Task.Status.CANCELLED
+    return TaskCancelled(
+        task_id=task.pk,
+        status=cancelled.status,
+        message=_("Task cancelled successfully") if done else _("The task is being cancelled"),
+    )
 
 
 def _task(text: str) -> Task:

@@ -272,6 +272,7 @@ def test_kill_of_the_supervisor_is_cleaned_up(home: Path, start: Callable[..., S
     stack.read_until("ready in(.|\n)*up|up(.|\n)*ready in")
     processes = [*stack.children(), *stack.engines().values()]
     stack.process.kill()
+    wait_until(lambda: not (home / "demo.json").exists() and not services_file(home).exists())
     if sys.platform == "linux":
         wait_until(lambda: all(map(is_gone, processes)))
         with pytest.raises(SystemExit, match="no services"):

@@ -1,0 +1,209 @@
+"""What every page of the console shares.
+
+Rules live above the model layer: writing a row from here would go past them. So a page either
+only looks, or saves and acts by executing an action in the row's tenant scope.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from django.contrib import messages
+from django.core.exceptions import PermissionDenied
+from django.db.models import Model, QuerySet
+from django.forms import ModelForm
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
+from django.urls import path, reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from pydantic import ValidationError
+from unfold.admin import ModelAdmin
+
+from core.actions.base import Action
+from core.actions.bus import execute
+from core.api.errors import named
+from core.errors import NoobleError, ValidationFailed
+from core.tenancy import tenant_scope
+
+
+def actor_of(request: HttpRequest) -> str:
+    """The person, as records name them."""
+    return f"user:{request.user.get_username()}"
+
+
+def link(address: str, text: Any, *args: Any, query: str = "") -> SafeString:
+    """A link to the page that is called `address`."""
+    return format_html('<a class="text-link" href="{}{}">{}</a>', reverse(address, args=args), query, text)
+
+
+def pretty(value: Any) -> SafeString | str:
+    """JSON to read; escaped, since agents and people wrote it."""
+    if value is None:
+        return "-"
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    return format_html('<pre class="console-json">{}</pre>', text)
+
+
+class Console(ModelAdmin):  # type: ignore[misc]
+    """A page of the console."""
+
+    list_per_page = 50
+    list_filter_submit = True
+    show_full_result_count = False
+
+
+class LookOnly:
+    """Rows that nobody makes, changes or deletes by hand."""
+
+    def has_add_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class Verb:
+    """Something to do with a row: a button on its page, and an action on a list's selection.
+
+    `applies` tells whether the button is shown; the rule itself is the handler's.
+    """
+
+    name: str
+    label: Any
+    icon: str
+    action: Callable[[Any, str], Action[Any]]
+    applies: Callable[[Any], bool]
+    variant: str = "default"
+
+
+class VerbAdmin(Console):
+    """Pages whose rows one can do something with; that needs the permission to change them."""
+
+    verbs: tuple[Verb, ...] = ()
+    change_form_outer_before_template = "core/admin/verbs.html"
+
+    def has_verb_permission(self, request: HttpRequest) -> bool:
+        meta = self.model._meta
+        return bool(request.user.has_perm(f"{meta.app_label}.change_{meta.model_name}"))
+
+    def get_urls(self) -> list[Any]:
+        meta = self.model._meta
+        return [
+            path(
+                f"<path:object_id>/do/{verb.name}/",
+                self.admin_site.admin_view(partial(self._do, verb=verb)),
+                name=f"{meta.app_label}_{meta.model_name}_{verb.name}",
+            )
+            for verb in self.verbs
+        ] + list(super().get_urls())
+
+    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
+        actions: dict[str, Any] = super().get_actions(request)
+        if self.has_verb_permission(request):
+            for verb in self.verbs:
+                actions[verb.name] = (partial(_do_selected, verb=verb), verb.name, verb.label)
+        return actions
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
+    ) -> Any:
+        obj = self.get_object(request, object_id)
+        meta = self.model._meta
+        buttons = [
+            {
+                "verb": verb,
+                "address": reverse(f"admin:{meta.app_label}_{meta.model_name}_{verb.name}", args=[obj.pk]),
+            }
+            for verb in self.verbs
+            if obj is not None and self.has_verb_permission(request) and verb.applies(obj)
+        ]
+        return super().change_view(request, object_id, form_url, {"verbs": buttons, **(extra_context or {})})
+
+    def _do(self, request: HttpRequest, object_id: str, verb: Verb) -> HttpResponse:
+        if request.method != "POST":
+            return HttpResponseNotAllowed(["POST"])
+        if not self.has_verb_permission(request):
+            raise PermissionDenied
+        obj = self.get_object(request, object_id)
+        if obj is None:
+            back: HttpResponse = self._get_obj_does_not_exist_redirect(request, self.model._meta, object_id)
+            return back
+        self.do(request, [obj], verb)
+        meta = self.model._meta
+        return HttpResponseRedirect(
+            reverse(f"admin:{meta.app_label}_{meta.model_name}_change", args=[obj.pk])
+        )
+
+    def do(self, request: HttpRequest, rows: Any, verb: Verb) -> None:
+        """Do it to each row, record who did, and tell how it went."""
+        for obj in rows:
+            try:
+                # No transaction around it: what follows a commit must follow each row's own.
+                with tenant_scope(obj.tenant_id):
+                    result = execute(verb.action(obj, actor_of(request)))
+            except NoobleError as error:
+                self.message_user(request, f"{obj}: {error}", messages.ERROR)
+            else:
+                self.log_change(request, obj, str(verb.label))
+                self.message_user(request, self.done(obj, verb, result), messages.SUCCESS)
+
+    def done(self, obj: Any, verb: Verb, result: Any) -> Any:
+        """What the person reads once it is done."""
+        return f"{obj}: {verb.label}"
+
+
+def _do_selected(admin: VerbAdmin, request: HttpRequest, rows: QuerySet[Any], *, verb: Verb) -> None:
+    admin.do(request, rows, verb)
+
+
+class RefusableForm(ModelForm):  # type: ignore[type-arg]
+    """Shows at its fields why an action refused; `refusal` is set when the page is shown again."""
+
+    refusal: NoobleError | None = None
+
+    def validate_unique(self) -> None:
+        """The handlers' business, so that the console and the API refuse in the same words."""
+
+    def validate_constraints(self) -> None:
+        """As above."""
+
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = super().clean() or self.cleaned_data
+        error = self.refusal
+        if error is not None:
+            shown = False
+            for place, reason in error.details.items():
+                field = place.replace(".", "_")
+                if field in self.fields:
+                    self.add_error(field, reason if isinstance(error, ValidationFailed) else str(error))
+                    shown = True
+            if not shown:
+                self.add_error(None, " ".join([str(error), *map(str, error.details.values())]))
+        return cleaned
+
+
+class SavesByAction:
+    """A page whose `save_model` executes an action: a refusal brings the form back with its reason."""
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        form = super().get_form(request, obj, change, **kwargs)  # type: ignore[misc]
+        return type(form.__name__, (form,), {"refusal": getattr(request, "refusal", None)})
+
+    def changeform_view(
+        self, request: HttpRequest, object_id: Any = None, form_url: str = "", extra_context: Any = None
+    ) -> Any:
+        view = super().changeform_view  # type: ignore[misc]
+        try:
+            return view(request, object_id, form_url, extra_context)
+        except (NoobleError, ValidationError) as error:
+            # The view's transaction is rolled back by now.
+            request.refusal = named(error)  # type: ignore[attr-defined]
+            return view(request, object_id, form_url, extra_context)

@@ -1,0 +1,206 @@
+"""Tasks: look, cancel, retry."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+from unfold.contrib.filters.admin import (
+    AutocompleteSelectFilter,
+    ChoicesCheckboxFilter,
+    DropdownFilter,
+)
+from unfold.decorators import display
+
+from core.actions.registry import all_handlers
+from core.actions.tasks import TaskCancelAction, TaskRetryAction
+from core.admin.console import LookOnly, Verb, VerbAdmin, link, pretty
+from core.ids import parse_uuid
+from core.models import Task
+from core.models.task import TaskStatus
+from core.queues.names import DOMAINS
+
+COLOURS = {
+    TaskStatus.PENDING: "info",
+    TaskStatus.QUEUED: "info",
+    TaskStatus.PROCESSING: "primary",
+    TaskStatus.WAITING: "warning",
+    TaskStatus.CANCELLING: "warning",
+    TaskStatus.COMPLETED: "success",
+    TaskStatus.FAILED: "danger",
+    TaskStatus.CANCELLED: "default",
+}
+
+
+def duration_shown(task: Task) -> str:
+    """How long the last attempt took, or has been taking."""
+    if task.started_at is None:
+        return "-"
+    span: datetime.timedelta = (task.finished_at or timezone.now()) - task.started_at
+    seconds = span.total_seconds()
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+
+
+class QueueDomainFilter(DropdownFilter):  # type: ignore[misc]
+    title = _("queue domain")
+    parameter_name = "domain"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(domain, domain) for domain in DOMAINS]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Task]) -> QuerySet[Task]:
+        return queryset.filter(queue__startswith=f"{self.value()}:") if self.value() else queryset
+
+
+class ActionFilter(DropdownFilter):  # type: ignore[misc]
+    title = _("action")
+    parameter_name = "verb"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        # From the registry: asking the table for its values would read all of it.
+        return [(item.action.verb, item.action.verb) for item in all_handlers() if item.action.queue]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Task]) -> QuerySet[Task]:
+        return queryset.filter(action=self.value()) if self.value() else queryset
+
+
+@admin.register(Task)
+class TaskAdmin(LookOnly, VerbAdmin):
+    list_display = (
+        "id",
+        "status_shown",
+        "action",
+        "tenant",
+        "session_shown",
+        "created_at",
+        "duration",
+        "attempt",
+    )
+    list_select_related = ("tenant",)
+    list_filter = (
+        ("status", ChoicesCheckboxFilter),
+        ("tenant", AutocompleteSelectFilter),
+        QueueDomainFilter,
+        ActionFilter,
+    )
+    search_fields = ("session_id",)
+    search_help_text = _("A task's or a session's whole id")
+    ordering = ("-pk",)  # the key counts milliseconds: newest first, by an index
+    fieldsets = (
+        (
+            None,
+            {
+                "fields": (
+                    ("status_shown", "attempt", "duration"),
+                    ("action", "tenant_shown", "queue", "priority"),
+                    ("session_shown", "agent_shown"),
+                    ("root_shown", "retry_shown"),
+                )
+            },
+        ),
+        (
+            _("Times"),
+            {"fields": (("created_at", "started_at"), ("finished_at", "cancelled_at", "cancelled_by"))},
+        ),
+        (_("Outcome"), {"fields": ("error_shown", "result_shown")}),
+        (_("Work"), {"fields": ("payload_shown", "callback_shown")}),
+    )
+    verbs = (
+        Verb(
+            "cancel",
+            _("Cancel"),
+            "cancel",
+            lambda task, actor: TaskCancelAction(task_id=task.pk, by=actor),
+            lambda task: not task.is_final and task.status != TaskStatus.CANCELLING,
+            variant="danger",
+        ),
+        Verb(
+            "retry",
+            _("Retry"),
+            "replay",
+            lambda task, actor: TaskRetryAction(task_id=task.pk),
+            lambda task: task.is_final,
+            variant="primary",
+        ),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Task]:
+        rows: QuerySet[Task] = super().get_queryset(request)
+        if request.resolver_match and request.resolver_match.url_name == "core_task_changelist":
+            return rows.defer("payload", "callback", "result", "error")
+        return rows
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Task], search_term: str
+    ) -> tuple[QuerySet[Task], bool]:
+        """Whole ids only: searching for parts of them would read the whole table."""
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        task_id = parse_uuid(term)
+        return (queryset.filter(pk=task_id) if task_id else queryset.filter(session_id=term)), False
+
+    def done(self, obj: Task, verb: Verb, result: Any) -> Any:
+        if verb.name == "retry":
+            return link(
+                "admin:core_task_change", _("Task %(id)s: tried again") % {"id": obj.pk}, result.task_id
+            )
+        if result.status == TaskStatus.CANCELLING:
+            return _("Task %(id)s is being cancelled") % {"id": obj.pk}
+        return _("Task %(id)s: cancelled") % {"id": obj.pk}
+
+    @display(description=_("status"), ordering="status", label=COLOURS)
+    def status_shown(self, task: Task) -> tuple[str, str]:
+        return task.status, task.get_status_display()
+
+    @display(description=_("duration"))
+    def duration(self, task: Task) -> str:
+        return duration_shown(task)
+
+    @display(description=_("session"))
+    def session_shown(self, task: Task) -> Any:
+        if not task.session_id:
+            return "-"
+        query = f"?tenant__id__exact={task.tenant_id}&key__exact={task.session_id}"
+        return link("admin:conversations_session_changelist", task.session_id, query=query)
+
+    @display(description=_("tenant"))
+    def tenant_shown(self, task: Task) -> Any:
+        return link("admin:core_tenant_change", task.tenant_id, task.tenant_id)
+
+    @display(description=_("agent"))
+    def agent_shown(self, task: Task) -> Any:
+        return link("admin:agents_agent_change", task.agent_id, task.agent_id) if task.agent_id else "-"
+
+    @display(description=_("root task"))
+    def root_shown(self, task: Task) -> Any:
+        if task.global_task_id == task.pk:
+            return "-"
+        return link("admin:core_task_change", task.global_task_id, task.global_task_id)
+
+    @display(description=_("retry of"))
+    def retry_shown(self, task: Task) -> Any:
+        return link("admin:core_task_change", task.retry_of_id, task.retry_of_id) if task.retry_of_id else "-"
+
+    @display(description=_("payload"))
+    def payload_shown(self, task: Task) -> Any:
+        return pretty(task.payload)
+
+    @display(description=_("callback"))
+    def callback_shown(self, task: Task) -> Any:
+        return pretty(task.callback)
+
+    @display(description=_("result"))
+    def result_shown(self, task: Task) -> Any:
+        return pretty(task.result)
+
+    @display(description=_("error"))
+    def error_shown(self, task: Task) -> Any:
+        return pretty(task.error)

@@ -1,0 +1,65 @@
+"""What provider calls consumed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import Sum
+from django.http import HttpRequest
+from django.utils.translation import gettext_lazy as _
+from unfold.contrib.filters.admin import (
+    AutocompleteSelectFilter,
+    ChoicesCheckboxFilter,
+    FieldTextFilter,
+    RangeDateFilter,
+)
+from unfold.decorators import display
+
+from core.admin.console import Console, LookOnly, link
+from core.models import UsageRecord
+
+TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens")
+
+
+@admin.register(UsageRecord)
+class UsageAdmin(LookOnly, Console):
+    list_display = ("created_at", "tenant", "provider", "model", *TOKENS, "accuracy", "task_shown")
+    list_select_related = ("tenant",)
+    list_filter = (
+        ("tenant", AutocompleteSelectFilter),
+        ("created_at", RangeDateFilter),
+        ("accuracy", ChoicesCheckboxFilter),
+        ("provider", FieldTextFilter),
+        ("model", FieldTextFilter),
+    )
+    list_before_template = "core/admin/usage_totals.html"
+    ordering = ("-pk",)
+    fields = (
+        ("tenant", "created_at"),
+        ("provider", "model", "accuracy"),
+        TOKENS,
+        ("task_shown", "agent_shown"),
+        ("session_id", "end_user"),
+    )
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
+        """The sums are those of what the filters leave, not of the page."""
+        response = super().changelist_view(request, extra_context)
+        context = getattr(response, "context_data", None) or {}
+        if "cl" in context:
+            rows = context["cl"].queryset.order_by()
+            sums = rows.aggregate(**{f"{name}_sum": Sum(name) for name in TOKENS})
+            context["totals"] = [
+                (UsageRecord._meta.get_field(name).verbose_name, sums[f"{name}_sum"] or 0)  # type: ignore[union-attr]
+                for name in TOKENS
+            ]
+        return response
+
+    @display(description=_("task"))
+    def task_shown(self, record: UsageRecord) -> Any:
+        return link("admin:core_task_change", record.task_id, record.task_id)
+
+    @display(description=_("agent"))
+    def agent_shown(self, record: UsageRecord) -> Any:
+        return link("admin:agents_agent_change", record.agent_id, record.agent_id)

@@ -1,0 +1,63 @@
+"""docs/events.md: every event that a client may hear."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from core.events.base import Event
+from nooble.reference.classes import own_subclasses
+from nooble.reference.markdown import code, page, summary, table
+
+_INTRODUCTION = """\
+What a socket sends is an event or a control message. Every event has the same envelope:"""
+
+_ENVELOPE = """\
+`seq` is dense per session: 1, 2, 3, … in the order of the session's log. An event for the whole tenant is in
+no log: its `seq` and `session_id` are null.
+
+A turn's order: `agent_execution_started`, `agent_response_token`s, then one of
+`agent_execution_completed` and `agent_execution_failed`, then one of `task_completed`, `task_failed` and
+`task_status_update` with status `cancelled`. A task that is cancelled before it starts has only the last one.
+
+Control messages have no envelope and no `seq`: `connection_established`, `ping`, `pong`, `action_result`,
+`error`."""
+
+
+def render() -> str:
+    events = [event for event in own_subclasses(Event) if get_args(event.model_fields["event"].annotation)]
+    envelope = [
+        (code("seq"), "int \\| null".replace("\\", "")),
+        *((code(name), _type(field)) for name, field in Event.model_fields.items() if name != "data"),
+        (code("data"), "by event, below"),
+    ]
+    return page(
+        "Events",
+        _INTRODUCTION,
+        table(("field", "type"), envelope),
+        _ENVELOPE,
+        *(part for event in events for part in _section(event)),
+    )
+
+
+def _section(event: type[Event]) -> list[str]:
+    name = get_args(event.model_fields["event"].annotation)[0]
+    sender = event.model_fields["service"].default
+    ends = {"run": " It closes the run.", "task": " It closes the task.", "": ""}[event.closes]
+    parts = [f"## `{name}` ({event.__name__})", f"{summary(event)}{ends} From `{sender}`."]
+    shape = event.model_fields["data"].annotation
+    if isinstance(shape, type) and issubclass(shape, BaseModel):
+        rows = [(code(field), _type(info)) for field, info in shape.model_fields.items()]
+        parts.append(table(("data", "type"), rows))
+        if shape.__doc__:
+            parts.append(summary(shape))
+    return parts
+
+
+def _type(field: FieldInfo) -> str:
+    annotation = field.annotation
+    if getattr(annotation, "__origin__", None) is None and isinstance(annotation, type):
+        return annotation.__name__
+    return str(annotation).replace("typing.", "").replace("uuid.", "").replace("None", "null")

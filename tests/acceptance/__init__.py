@@ -1,0 +1,1 @@
+"""The platform from outside: real processes, spoken to over HTTP and WebSocket only."""
