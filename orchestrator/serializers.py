@@ -1,4 +1,4 @@
-"""Shapes of sessions over HTTP."""
+"""Shapes of chat and sessions over HTTP."""
 
 from __future__ import annotations
 
@@ -6,6 +6,22 @@ import datetime
 import uuid
 
 from pydantic import BaseModel
+
+from core.actions.base import ActionResult
+from orchestrator.actions import ChatMessageSent, TaskCancelled, TaskState
+
+
+# What an ActionResult holds, endpoint by endpoint: for the schema.
+class ChatMessageAnswer(ActionResult):
+    result: ChatMessageSent | None = None  # type: ignore[assignment]
+
+
+class TaskStateAnswer(ActionResult):
+    result: TaskState | None = None  # type: ignore[assignment]
+
+
+class TaskCancelledAnswer(ActionResult):
+    result: TaskCancelled | None = None  # type: ignore[assignment]
 
 
 class MessageItem(BaseModel):

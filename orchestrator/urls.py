@@ -11,7 +11,7 @@ urlpatterns = [
     path("api/v1/chat/message", chat.SendMessageView.as_view()),
     path("api/v1/chat/status/<str:task_id>", chat.StatusView.as_view()),
     path("api/v1/chat/cancel/<str:task_id>", chat.CancelView.as_view()),
-    path("api/chat/send", chat.SendMessageView.as_view()),
+    path("api/chat/send", chat.SendMessageAliasView.as_view()),
     path("api/chat/status", chat.StatusAliasView.as_view()),
     path("api/chat/cancel", chat.CancelAliasView.as_view()),
     path("api/v1/sessions/<str:session_id>/messages", sessions.SessionMessagesView.as_view()),

@@ -29,7 +29,9 @@ def parse_json(raw: bytes | str) -> Any:
         for item in level:
             if isinstance(item, str):
                 if "\0" in item:
-                    raise ValidationFailed(_("Text must not contain NUL characters."))
+                    raise ValidationFailed(
+                        _("Text must not contain NUL characters."), details={"body": "a NUL character"}
+                    )
             elif isinstance(item, dict):
                 below.extend(item)
                 below.extend(item.values())

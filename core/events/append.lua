@@ -4,14 +4,20 @@
 --   seq is dense: 1, 2, 3 ... in the order of appends, whoever appends;
 --   once attempt n of a task was heard, nothing of an attempt below n is appended;
 --   a task closes its run at most once and itself at most once, and after its run has closed
---   only the task's own closing may follow.
+--   only the task's own closing may follow;
+--   an append that is tried again, because its answer was lost, is not done again.
 --
 -- KEYS: the log (stream, ids `seq-0`), the marks (hash: seq, and per task its attempt and closings)
--- ARGV: body, task id or "", attempt or "", closes ("", "run", "task"), longest log, seconds to live
+-- ARGV: body, task id or "", attempt or "", closes ("", "run", "task"), event id, longest log,
+--       seconds to live
 -- Returns the seq, or 0 when the event was refused.
 local log, marks = KEYS[1], KEYS[2]
-local body, task, attempt, closes = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local body, task, attempt, closes, event = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 
+local last = redis.call('HGET', marks, 'last:' .. task)
+if last and string.sub(last, 1, #event) == event then
+  return tonumber(string.sub(last, #event + 2))
+end
 if task ~= '' then
   if redis.call('HEXISTS', marks, 'task:' .. task) == 1 then return 0 end
   if closes ~= 'task' and redis.call('HEXISTS', marks, 'run:' .. task) == 1 then return 0 end
@@ -24,7 +30,12 @@ if task ~= '' then
 end
 
 local seq = redis.call('HINCRBY', marks, 'seq', 1)
-redis.call('XADD', log, 'MAXLEN', '~', ARGV[5], seq .. '-0', 'e', body)
-redis.call('EXPIRE', log, ARGV[6])
-redis.call('EXPIRE', marks, ARGV[6])
+redis.call('XADD', log, 'MAXLEN', '~', ARGV[6], seq .. '-0', 'e', body)
+redis.call('HSET', marks, 'last:' .. task, event .. ' ' .. seq)
+if closes == 'task' then
+  -- Nothing of this task can follow: one mark is enough to say so.
+  redis.call('HDEL', marks, 'attempt:' .. task, 'run:' .. task)
+end
+redis.call('EXPIRE', log, ARGV[7])
+redis.call('EXPIRE', marks, ARGV[7])
 return seq

@@ -37,6 +37,7 @@ async def append(name: str, event: Event, body: bytes, attempt: int | None = Non
             str(event.task_id) if event.task_id else "",
             attempt if attempt is not None else "",
             event.closes,
+            str(event.event_id),
             LONGEST,
             SECONDS_TO_LIVE,
         ],

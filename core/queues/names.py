@@ -25,15 +25,13 @@ class Priority(IntEnum):
         return "low" if self <= 2 else "normal" if self <= 6 else "high"
 
     @classmethod
-    def parse(cls, value: str | int) -> Priority:
-        """From a word or a number 0-9. Raises ValueError."""
-        if isinstance(value, str):
-            if value not in _WORDS:
-                raise ValueError("priority must be low, normal, high or 0-9")
+    def parse(cls, value: object) -> Priority:
+        """From a word or a whole number 0-9. Raises ValueError."""
+        if isinstance(value, str) and value in _WORDS:
             return _WORDS[value]
-        if isinstance(value, bool) or not 0 <= value <= 9:
-            raise ValueError("priority must be low, normal, high or 0-9")
-        return cls(value)
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 9:
+            return cls(value)
+        raise ValueError("priority must be low, normal, high or 0-9")
 
 
 _WORDS = {"low": Priority.P1, "normal": Priority.P5, "high": Priority.P8}

@@ -19,5 +19,5 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
-    "SECURITY": [{"tenantKey": []}],
+    "SCHEMA_PATH_PREFIX": r"/api(/v1)?",
 }

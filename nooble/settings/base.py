@@ -77,7 +77,7 @@ TIME_ZONE = "UTC"
 USE_TZ = True
 
 STATIC_URL = "/static/"
-STATIC_ROOT = ROOT / "staticfiles"
+STATIC_ROOT = ROOT / "staticfiles" if NOOBLE_ENV == "prod" else None
 WHITENOISE_USE_FINDERS = NOOBLE_ENV != "prod"
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},

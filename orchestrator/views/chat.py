@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from django.http import HttpRequest
-from drf_spectacular.utils import OpenApiParameter, extend_schema
+from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_view
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from agents.errors import AgentNotFound
 from agents.selectors import agent_live
-from core.actions.base import ActionResult
 from core.api.views import ApiView
 from core.errors import ValidationFailed
 from core.tenancy import tenant_scope
@@ -24,12 +23,15 @@ from orchestrator.actions import (
     TaskBody,
 )
 from orchestrator.selectors import task_tenant
+from orchestrator.serializers import ChatMessageAnswer, TaskCancelledAnswer, TaskStateAnswer
 
 _TENANT = OpenApiParameter("tenant_id", str, description="The task's tenant; another one answers 404")
 
 
 class SendMessageView(ApiView):
-    @extend_schema(operation_id="chat_send_message", request=ChatMessageBody, responses={202: ActionResult})
+    @extend_schema(
+        operation_id="chat_send_message", auth=[], request=ChatMessageBody, responses={202: ChatMessageAnswer}
+    )
     def post(self, request: Request) -> Response:
         """Ask an agent. 202: the question is stored, the answer comes over the session's WebSocket."""
         action = ChatSendMessageAction(**ChatMessageBody(**self.body(request)).__dict__)
@@ -42,6 +44,11 @@ class SendMessageView(ApiView):
             result = response.data["result"]
             result["websocket_url"] = websocket_url(request, result["websocket_url"])
         return response
+
+
+@extend_schema_view(post=extend_schema(operation_id="chat_send_message_alias"))
+class SendMessageAliasView(SendMessageView):
+    """`POST /api/chat/send`: another name of the same."""
 
 
 def websocket_url(request: HttpRequest | Request, path: str) -> str:
@@ -60,7 +67,9 @@ class _TaskView(ApiView):
 
 
 class StatusView(_TaskView):
-    @extend_schema(operation_id="chat_get_status", parameters=[_TENANT], responses={200: ActionResult})
+    @extend_schema(
+        operation_id="chat_get_status", auth=[], parameters=[_TENANT], responses={200: TaskStateAnswer}
+    )
     def get(self, request: Request, task_id: str) -> Response:
         """How a task stands, and its answer once there is one."""
         return self._status(request, {"task_id": task_id, **_tenant(request)})
@@ -69,9 +78,10 @@ class StatusView(_TaskView):
 class CancelView(_TaskView):
     @extend_schema(
         operation_id="chat_cancel_task",
+        auth=[],
         parameters=[_TENANT, OpenApiParameter("only_if_queued", bool)],
         request=None,
-        responses={200: ActionResult},
+        responses={200: TaskCancelledAnswer},
     )
     def post(self, request: Request, task_id: str) -> Response:
         """Stop a task that waits or runs; the text so far is kept."""
@@ -80,14 +90,18 @@ class CancelView(_TaskView):
 
 
 class StatusAliasView(_TaskView):
-    @extend_schema(operation_id="chat_status_alias", request=TaskBody, responses={200: ActionResult})
+    @extend_schema(
+        operation_id="chat_get_status_alias", auth=[], request=TaskBody, responses={200: TaskStateAnswer}
+    )
     def post(self, request: Request) -> Response:
         """Like `GET /api/v1/chat/status/{task_id}`, ids in the body."""
         return self._status(request, TaskBody(**self.body(request)).model_dump())
 
 
 class CancelAliasView(_TaskView):
-    @extend_schema(operation_id="chat_cancel_alias", request=CancelBody, responses={200: ActionResult})
+    @extend_schema(
+        operation_id="chat_cancel_task_alias", auth=[], request=CancelBody, responses={200: TaskCancelledAnswer}
+    )
     def post(self, request: Request) -> Response:
         """Like `POST /api/v1/chat/cancel/{task_id}`, ids in the body."""
         return self._cancel(request, CancelBody(**self.body(request)).model_dump())

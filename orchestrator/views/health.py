@@ -15,14 +15,14 @@ from orchestrator import sockets
 
 
 class HealthView(ApiView):
-    @extend_schema(operation_id="health", responses={200: dict})
+    @extend_schema(operation_id="health", auth=[], responses={200: dict})
     def get(self, request: Request) -> Response:
         """This web process answers."""
         return Response({"status": "ok"})
 
 
 class DetailedHealthView(ApiView):
-    @extend_schema(operation_id="health_detailed", responses={200: dict, 503: dict})
+    @extend_schema(operation_id="health_detailed", auth=[], responses={200: dict, 503: dict})
     def get(self, request: Request) -> Response:
         """The last answer of the probe that walks every domain's queue; 503 when one is too old."""
         try:
@@ -38,7 +38,7 @@ class DetailedHealthView(ApiView):
 
 
 class SocketStatsView(ApiView):
-    @extend_schema(operation_id="socket_stats", responses={200: dict})
+    @extend_schema(operation_id="socket_stats", auth=[], responses={200: dict})
     def get(self, request: Request) -> Response:
         """How many sockets are open, over all web processes."""
         return Response(sockets.totals())
