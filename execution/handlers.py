@@ -21,7 +21,7 @@ from core.actions.bus import execute
 from core.actions.cancellation import run_until_cancelled
 from core.actions.registry import works
 from core.errors import NoobleError
-from core.events.publisher import publish
+from core.events.log import append
 from core.models import Task, UsageRecord
 from core.selectors import task_origin, tenant_limits
 from execution.actions import ExecuteAgentAction
@@ -179,7 +179,7 @@ def _announce(run: RunIdentity, outcome: Outcome, status: str) -> None:
     """Tell the session how the run ended; the row has been settled."""
     if outcome.error is not None and status != Task.Status.CANCELLED:
         failed = RunFailed(error=str(outcome.error), error_type=outcome.error.type)
-        aio.run(publish(AgentExecutionFailed(**run.envelope(), data=failed), run.attempt))
+        aio.run(append(AgentExecutionFailed(**run.envelope(), data=failed), run.attempt))
     else:
         completed = RunCompleted(**_result(outcome))
-        aio.run(publish(AgentExecutionCompleted(**run.envelope(), data=completed), run.attempt))
+        aio.run(append(AgentExecutionCompleted(**run.envelope(), data=completed), run.attempt))

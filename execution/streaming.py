@@ -10,7 +10,7 @@ from typing import Any
 
 import redis
 
-from core.events.publisher import publish
+from core.events.log import append
 from execution.events import (
     AgentExecutionStarted,
     AgentResponseToken,
@@ -113,7 +113,7 @@ class AnswerStream:
         tries = 0
         while True:
             try:
-                seq = await publish(event, self._run.attempt)
+                seq = await append(event, self._run.attempt)
             except (redis.RedisError, OSError) as error:
                 tries += self._closed
                 if tries >= CLOSING_TRIES:

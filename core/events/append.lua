@@ -1,15 +1,16 @@
--- Append one event to a session's log and give it the next seq.
+-- Append one event to a session's log, give it the next seq, and hint it to the session's sockets.
 --
 -- Invariants:
 --   seq is dense: 1, 2, 3 ... in the order of appends, whoever appends;
 --   once attempt n of a task was heard, nothing of an attempt below n is appended;
 --   a task closes its run at most once and itself at most once, and after its run has closed
 --   only the task's own closing may follow;
---   an append that is tried again, because its answer was lost, is not done again.
+--   an append that is tried again, because its answer was lost, is not done again;
+--   hints leave in the order of seq, and none without its event in the log.
 --
 -- KEYS: the log (stream, ids `seq-0`), the marks (hash: seq, and per task its attempt and closings)
 -- ARGV: body, task id or "", attempt or "", closes ("", "run", "task"), event id, longest log,
---       seconds to live
+--       seconds to live, the group's pub/sub channel, tenant id, session id
 -- Returns the seq, or 0 when the event was refused.
 local log, marks = KEYS[1], KEYS[2]
 local body, task, attempt, closes, event = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
@@ -38,4 +39,9 @@ if closes == 'task' then
 end
 redis.call('EXPIRE', log, ARGV[7])
 redis.call('EXPIRE', marks, ARGV[7])
+-- As channels-redis would send it: msgpack, on the channel of the group.
+redis.call('PUBLISH', ARGV[8], cmsgpack.pack({
+  type = 'session.event', tenant_id = ARGV[9], session_id = ARGV[10], seq = seq,
+  text = '{"seq":' .. seq .. ',' .. string.sub(body, 2),
+}))
 return seq

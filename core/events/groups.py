@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
+# Of every pub/sub channel that the channel layer uses.
+LAYER_PREFIX = "nooble"
+
 
 def session_name(tenant_id: str, session_id: str) -> str:
     """The group and the log of a session.
@@ -18,3 +21,8 @@ def session_name(tenant_id: str, session_id: str) -> str:
 def tenant_name(tenant_id: str) -> str:
     """The group of all open sockets of a tenant."""
     return "t." + hashlib.blake2b(tenant_id.encode(), digest_size=16).hexdigest()
+
+
+def pubsub_channel(group: str) -> str:
+    """Where channels-redis listens for a group. A test holds it against the layer's own name."""
+    return f"{LAYER_PREFIX}__group__{group}"

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import redis
 import redis.asyncio
 
 from core import valkey
 from core.events.base import Event
+from core.events.groups import pubsub_channel, session_name
 
 LONGEST = 5_000  # events
 SECONDS_TO_LIVE = 24 * 60 * 60
 
-_append = (Path(__file__).parent / "append.lua").read_text()
+_script = (Path(__file__).parent / "append.lua").read_text()
+_sha = hashlib.sha1(_script.encode(), usedforsecurity=False).hexdigest()
+_appenders: WeakKeyDictionary[asyncio.AbstractEventLoop, _Appender] = WeakKeyDictionary()
 
 
 def _log(name: str) -> str:
@@ -25,23 +31,32 @@ def _marks(name: str) -> str:
     return f"nooble:marks:{{{name}}}"
 
 
-async def append(name: str, event: Event, body: bytes, attempt: int | None = None) -> int | None:
-    """Keep the event in the log `name` and return its seq.
+async def append(event: Event, attempt: int | None = None) -> int | None:
+    """Keep the event in its session's log, tell the session's open sockets, and return its seq.
 
-    None when it was refused: a stale attempt, or a second end. Raises redis.RedisError.
+    None when it was refused: a stale attempt, or a second end. Raises redis.RedisError; to append
+    the same event again is safe then. One script does both, so the hints of a session leave in the
+    order of its log, whichever process appends.
     """
-    seq: int = await _script()(
-        keys=[_log(name), _marks(name)],
-        args=[
-            body,
-            str(event.task_id) if event.task_id else "",
-            attempt if attempt is not None else "",
-            event.closes,
-            str(event.event_id),
-            LONGEST,
-            SECONDS_TO_LIVE,
-        ],
-        client=valkey.async_client(),
+    if event.session_id is None:
+        raise ValueError("an event of no session has no log")
+    name = session_name(event.tenant_id, event.session_id)
+    loop = asyncio.get_running_loop()
+    if loop not in _appenders:
+        _appenders[loop] = _Appender()
+    seq = await _appenders[loop].append(
+        _log(name),
+        _marks(name),
+        event.body(),
+        str(event.task_id) if event.task_id else "",
+        attempt if attempt is not None else "",
+        event.closes,
+        str(event.event_id),
+        LONGEST,
+        SECONDS_TO_LIVE,
+        pubsub_channel(name),
+        event.tenant_id,
+        event.session_id,
     )
     return seq or None
 
@@ -62,12 +77,52 @@ def last_seq_sync(name: str) -> int:
     return int(valkey.client().hget(_marks(name), "seq") or 0)
 
 
-def _script() -> redis.commands.core.AsyncScript:
-    global _registered
-    if _registered is None:
-        # Registered with any client: the call names the one to use.
-        _registered = valkey.async_client().register_script(_append)
-    return _registered
+class _Appender:
+    """Appends of one loop, in one pipeline at a time.
 
+    What arrives while a pipeline is under way leaves with the next: a hundred runs that stream at
+    once share the cost of a round trip, and a single one does not wait.
+    """
 
-_registered: redis.commands.core.AsyncScript | None = None
+    def __init__(self) -> None:
+        self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[int]]] = []
+        self._flushing: asyncio.Task[None] | None = None
+
+    async def append(self, *arguments: Any) -> int:
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting.append((arguments, answer))
+        if self._flushing is None:
+            self._flushing = asyncio.create_task(self._flush())
+        return await answer
+
+    async def _flush(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting, []
+                await self._send(batch)
+        finally:
+            self._flushing = None
+
+    async def _send(self, batch: list[tuple[tuple[Any, ...], asyncio.Future[int]]]) -> None:
+        try:
+            seqs = await self._run(batch)
+        except (redis.RedisError, OSError) as error:
+            seqs = [error] * len(batch)
+        for (_, answer), seq in zip(batch, seqs, strict=True):
+            if answer.done():
+                continue  # nobody waits any more
+            if isinstance(seq, BaseException):
+                answer.set_exception(seq)
+            else:
+                answer.set_result(seq)
+
+    async def _run(self, batch: list[tuple[tuple[Any, ...], asyncio.Future[int]]]) -> list[Any]:
+        async with valkey.async_client().pipeline(transaction=False) as pipeline:
+            for arguments, _ in batch:
+                pipeline.evalsha(_sha, 2, *arguments)
+            answers: list[Any] = await pipeline.execute(raise_on_error=False)
+        if any(isinstance(answer, redis.exceptions.NoScriptError) for answer in answers):
+            # A server that has just started: it knows none of them, so nothing was appended.
+            await valkey.async_client().script_load(_script)
+            return await self._run(batch)
+        return answers

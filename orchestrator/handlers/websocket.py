@@ -7,7 +7,8 @@ from typing import Any
 
 from core import aio
 from core.actions.registry import handles
-from core.events.publisher import publish, publish_to_tenant
+from core.events.log import append
+from core.events.publisher import publish_to_tenant
 from core.models import Task
 from core.tenancy import current_tenant_id
 from execution.events import (
@@ -45,20 +46,20 @@ async def _tell(task: Task) -> None:
     result: dict[str, Any] = task.result or {}
     if task.status == Task.Status.FAILED:
         failure = {"error": error["message"], "error_type": error["type"]}
-        await publish(AgentExecutionFailed(**envelope, data=RunFailed(**failure)), task.attempt)
-        await publish(TaskFailed(**envelope, data=Failure(**failure)))
+        await append(AgentExecutionFailed(**envelope, data=RunFailed(**failure)), task.attempt)
+        await append(TaskFailed(**envelope, data=Failure(**failure)))
     elif task.status == Task.Status.COMPLETED:
         completed = RunCompleted(**result)
-        await publish(AgentExecutionCompleted(**envelope, data=completed), task.attempt)
-        await publish(TaskCompleted(**envelope, data=result))
+        await append(AgentExecutionCompleted(**envelope, data=completed), task.attempt)
+        await append(TaskCompleted(**envelope, data=result))
     else:
         if result:
             completed = RunCompleted(**{**result, "finish_reason": "cancelled"})
-            await publish(AgentExecutionCompleted(**envelope, data=completed), task.attempt)
+            await append(AgentExecutionCompleted(**envelope, data=completed), task.attempt)
         at = task.cancelled_at.isoformat() if task.cancelled_at else None
         details = {"cancelled_at": at, "cancelled_by": task.cancelled_by}
         status = StatusUpdate(status=Task.Status.CANCELLED, details=details)
-        await publish(TaskWasCancelled(**envelope, data=status))
+        await append(TaskWasCancelled(**envelope, data=status))
 
 
 @handles(WebSocketBroadcastAction, atomic=False)
@@ -80,6 +81,6 @@ def broadcast(action: WebSocketBroadcastAction) -> None:
         if action.session_ids is None:
             await publish_to_tenant(event(None))
         else:
-            await asyncio.gather(*(publish(event(session_id)) for session_id in action.session_ids))
+            await asyncio.gather(*(append(event(session_id)) for session_id in action.session_ids))
 
     aio.run(tell())
