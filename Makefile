@@ -28,7 +28,7 @@ check: dev ## lint, formatting, import directions, types, missing migrations
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/lint-imports
-	@$(OFFLINE) $(BIN)/python -m mypy .
+	@$(OFFLINE) $(BIN)/python -m mypy
 	@$(OFFLINE) $(BIN)/python -W ignore::RuntimeWarning manage.py makemigrations --check --dry-run
 
 bench: dev ## measure (ARGS="--help")

@@ -11,13 +11,12 @@ from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 from unfold.admin import TabularInline
 from unfold.contrib.filters.admin import AutocompleteSelectFilter, ChoicesCheckboxFilter
-from unfold.decorators import display
 
 from agents.actions import AgentCreateAction, AgentDeleteAction, AgentUpdateAction
 from agents.config import AgentConfig
 from agents.models import Agent, AgentTemplate, AgentVersion
 from core.actions.bus import execute
-from core.admin.console import Console, LookOnly, RefusableForm, SavesByAction, actor_of, pretty
+from core.admin.console import Console, LookOnly, RefusableForm, SavesByAction, actor_of, display, pretty
 from core.admin.forms import fields_of, initial_of, value_of
 from core.tenancy import tenant_scope
 
@@ -27,9 +26,7 @@ WORDS = {
     "model": (_("model"), _("The provider's name of the model.")),
     "instructions": (
         _("instructions"),
-        _(
-            "The system prompt; {{agent_name}}, {{user_id}}, {{session_id}}, {{date}} and {{time}} are replaced."
-        ),
+        _("The system prompt. Replaced: {{agent_name}}, {{user_id}}, {{session_id}}, {{date}}, {{time}}."),
     ),
     "temperature": (_("temperature"), _("0 to 2; the provider's own when empty.")),
     "max_output_tokens": (_("max. output tokens"), _("The provider's own bound when empty.")),
@@ -40,14 +37,18 @@ WORDS = {
 }
 CONFIG_FIELDS = fields_of(AgentConfig, PREFIX, WORDS)
 ANSWERS = ("config_provider", "config_model", "config_instructions", "config_greeting")
+# What the schema gains appears here by itself.
+LIMITS = [name for name in CONFIG_FIELDS if name not in ANSWERS]
 CONFIG_FIELDSETS = (
     (_("Model"), {"fields": (("config_provider", "config_model"), "config_instructions", "config_greeting")}),
-    # What the schema gains appears here by itself.
-    (_("Limits"), {"fields": tuple(name for name in CONFIG_FIELDS if name not in ANSWERS)}),
+    (_("Limits"), {"fields": [tuple(LIMITS[at : at + 2]) for at in range(0, len(LIMITS), 2)]}),
 )
 
 
-class ConfigForm(forms.ModelForm):  # type: ignore[type-arg]
+ConfigFields = type("ConfigFields", (forms.Form,), dict(CONFIG_FIELDS))
+
+
+class ConfigForm(forms.ModelForm, ConfigFields):  # type: ignore[misc, type-arg, valid-type]
     """A model's own fields, and those of its configuration."""
 
     config: AgentConfig | None = None
@@ -59,6 +60,8 @@ class ConfigForm(forms.ModelForm):  # type: ignore[type-arg]
             initial = initial_of(AgentConfig(**present), PREFIX)
             kwargs["initial"] = {**initial, **(kwargs.get("initial") or {})}
         super().__init__(*args, **kwargs)
+        if "description" in self.fields:
+            self.fields["description"].widget.attrs["rows"] = 3
 
     def present_config(self, instance: Any) -> dict[str, Any] | None:
         """The configuration to begin with, if there is one yet."""
@@ -71,11 +74,6 @@ class ConfigForm(forms.ModelForm):  # type: ignore[type-arg]
         assert config is None or isinstance(config, AgentConfig)
         self.config = config
         return cleaned
-
-
-# Django makes a form's fields from its class's body; these come from the schema.
-ConfigForm.base_fields |= CONFIG_FIELDS
-ConfigForm.declared_fields |= CONFIG_FIELDS  # type: ignore[attr-defined]
 
 
 class AgentForm(ConfigForm, RefusableForm):
@@ -93,7 +91,7 @@ class VersionInline(LookOnly, TabularInline):  # type: ignore[misc]
     """The agent's history: versions never change."""
 
     model = AgentVersion
-    verbose_name_plural = _("history")
+    verbose_name_plural = _("versions")
     fields = ("number", "author", "created_at", "config_shown")
     readonly_fields = fields
     ordering = ("-number",)
@@ -101,7 +99,7 @@ class VersionInline(LookOnly, TabularInline):  # type: ignore[misc]
     extra = 0
     tab = True
 
-    @display(description=_("config"))
+    @display(_("config"))
     def config_shown(self, version: AgentVersion) -> Any:
         return pretty(version.config)
 
@@ -111,7 +109,6 @@ class AgentAdmin(SavesByAction, Console):
     form = AgentForm
     inlines = (VersionInline,)
     list_display = ("name", "tenant", "status_shown", "model_shown", "version_shown", "updated_at")
-    list_select_related = ("tenant", "version")
     list_filter = (
         ("tenant", AutocompleteSelectFilter),
         ("status", ChoicesCheckboxFilter),
@@ -130,9 +127,12 @@ class AgentAdmin(SavesByAction, Console):
     def get_queryset(self, request: HttpRequest) -> QuerySet[Agent]:
         """Deleted agents are hidden from the list; what their runs left still leads to their page."""
         rows: QuerySet[Agent] = super().get_queryset(request)
-        rows = rows.select_related("version")
+        rows = rows.select_related("tenant", "version")
         match = request.resolver_match
         return rows if match and match.url_name == "agents_agent_change" else rows.filter(deleted_at=None)
+
+    def get_inlines(self, request: HttpRequest, obj: Agent | None = None) -> tuple[Any, ...]:
+        return self.inlines if obj else ()
 
     def get_readonly_fields(self, request: HttpRequest, obj: Agent | None = None) -> tuple[str, ...]:
         return ("tenant",) if obj else ()
@@ -179,19 +179,19 @@ class AgentAdmin(SavesByAction, Console):
         return names, {self.opts.verbose_name_plural: len(names)}, missing, []
 
     @display(
-        description=_("status"),
+        _("status"),
         ordering="status",
         label={Agent.Status.PUBLISHED: "success", Agent.Status.DRAFT: "warning"},
     )
     def status_shown(self, agent: Agent) -> tuple[str, str]:
         return agent.status, agent.get_status_display()
 
-    @display(description=_("model"))
+    @display(_("model"))
     def model_shown(self, agent: Agent) -> str:
         assert agent.version is not None
         return f"{agent.version.config['provider']} / {agent.version.config['model']}"
 
-    @display(description=_("version"))
+    @display(_("version"))
     def version_shown(self, agent: Agent) -> str:
         return str(agent.version)
 
@@ -214,6 +214,6 @@ class AgentTemplateAdmin(Console):
         obj.config = form.config.model_dump(mode="json", exclude_none=True)
         super().save_model(request, obj, form, change)
 
-    @display(description=_("tenant"), ordering="tenant")
+    @display(_("tenant"), ordering="tenant")
     def tenant_shown(self, template: AgentTemplate) -> Any:
         return template.tenant_id or _("all")

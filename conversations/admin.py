@@ -8,13 +8,11 @@ from django.contrib import admin
 from django.db.models import Count, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest
-from django.template.loader import render_to_string
 from django.utils.translation import gettext_lazy as _
-from unfold.contrib.filters.admin import AutocompleteSelectFilter
-from unfold.decorators import display
+from unfold.contrib.filters.admin import AutocompleteSelectFilter, FieldTextFilter
 
 from conversations.models import Message, Session
-from core.admin.console import Console, LookOnly
+from core.admin.console import Console, LookOnly, display
 
 SHOWN = 100  # messages on one page of a conversation
 
@@ -23,14 +21,12 @@ SHOWN = 100  # messages on one page of a conversation
 class SessionAdmin(LookOnly, Console):
     list_display = ("key", "tenant", "agent", "user_id", "messages_shown", "created_at")
     list_select_related = ("tenant", "agent")
-    list_filter = (("tenant", AutocompleteSelectFilter), ("agent", AutocompleteSelectFilter))
+    list_filter = (("tenant", AutocompleteSelectFilter), ("agent__name", FieldTextFilter))
     search_fields = ("key", "user_id")
     search_help_text = _("The whole id of a session or of an end user")
     ordering = ("-pk",)
-    fieldsets = (
-        (None, {"fields": (("key", "tenant", "agent"), ("user_id", "created_at"))}),
-        (_("Conversation"), {"fields": ("conversation",)}),
-    )
+    fields = ("key", ("tenant", "agent"), ("user_id", "created_at"))
+    change_form_outer_after_template = "conversations/admin/conversation.html"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Session]:
         rows: QuerySet[Session] = super().get_queryset(request)
@@ -47,26 +43,23 @@ class SessionAdmin(LookOnly, Console):
             return queryset, False
         return queryset.filter(key=term) | queryset.filter(user_id=term), False
 
-    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
-        session = super().get_object(request, object_id, from_field)
-        if session is not None:
-            before = request.GET.get("before", "")
-            session.shown_before = int(before) if before.isdecimal() and len(before) < 19 else None
-        return session
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
+    ) -> Any:
+        session = self.get_object(request, object_id)
+        context = self._conversation(session, request.GET.get("before", "")) if session else {}
+        return super().change_view(request, object_id, form_url, {**context, **(extra_context or {})})
 
-    @display(description=_("messages"))
+    def _conversation(self, session: Session, before: str) -> dict[str, Any]:
+        """The newest messages, or those before the one that the address names."""
+        paged = before.isdecimal() and len(before) < 19
+        rows = Message.unscoped.filter(session=session).order_by("-pk")
+        if paged:
+            rows = rows.filter(pk__lt=int(before))
+        found = list(rows[: SHOWN + 1])
+        older = found[SHOWN - 1].pk if len(found) > SHOWN else None
+        return {"conversation": found[:SHOWN][::-1], "older": older, "paged": paged}
+
+    @display(_("messages"))
     def messages_shown(self, session: Any) -> int:
         return int(session.message_count)
-
-    @display(description="")
-    def conversation(self, session: Any) -> Any:
-        """The newest messages, or those before the one that the address names."""
-        rows = Message.unscoped.filter(session=session).order_by("-pk")
-        if session.shown_before is not None:
-            rows = rows.filter(pk__lt=session.shown_before)
-        messages = list(rows[: SHOWN + 1])
-        older = messages[SHOWN - 1].pk if len(messages) > SHOWN else None
-        return render_to_string(
-            "conversations/admin/conversation.html",
-            {"messages": messages[:SHOWN][::-1], "older": older, "paged": session.shown_before is not None},
-        )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import uuid
+from typing import Any
 
 import redis
 from django.db import transaction
@@ -18,7 +20,7 @@ from core.actions.registry import build, handles
 from core.actions.tasks import CancelledTask, RetriedTask, TaskCancelAction, TaskRetryAction
 from core.actions.worker import enqueue_callback
 from core.errors import CannotCancel, CannotRetry, NotFound, TaskNotFound
-from core.events.publisher import publish
+from core.events.log import append
 from core.events.tasks import StatusUpdate, TaskStatusUpdate, envelope_of
 from core.models import ApiKey, Task
 from core.queues.names import Priority
@@ -50,7 +52,7 @@ def _tell_cancelling(task: Task) -> None:
         return  # nobody follows it: it is itself the callback of another
     data = StatusUpdate(status=Task.Status.CANCELLING, details={})
     try:
-        aio.run(publish(TaskStatusUpdate(**envelope_of(task), data=data)))
+        aio.run(append(TaskStatusUpdate(**envelope_of(task), data=data)))
     except redis.RedisError:
         logger.warning("task %s: its session does not hear of the cancel: Valkey is away", task.pk)
 
@@ -62,24 +64,27 @@ def retry(action: TaskRetryAction) -> RetriedTask:
     if not task.is_final:
         raise CannotRetry(task.status)
 
-    def callback(task_id: uuid.UUID) -> Action[None]:
-        # A callback names its task: the only id in it that is the old task's own.
-        own = str(task.pk)
-        payload = {
-            name: str(task_id) if value == own else value for name, value in task.callback["payload"].items()
-        }
-        return build(task.callback["action"], payload)
-
     again = enqueue(
         build(task.action, task.payload),
         priority=Priority(task.priority),
-        callback=callback if task.callback is not None else None,
+        callback=functools.partial(_callback, task) if task.callback is not None else None,
         agent_id=task.agent_id,
         session_id=task.session_id,
         parent=task,
         retry_of=task,
     )
     return RetriedTask(task_id=again.pk, retry_of=task.pk)
+
+
+def _callback(old: Task, task_id: uuid.UUID) -> Action[Any]:
+    """The old task's callback for the new one: it names its task, and no other of its values is that id."""
+    assert old.callback is not None
+    own = str(old.pk)
+    payload = old.callback["payload"]
+    return build(
+        old.callback["action"],
+        {name: str(task_id) if value == own else value for name, value in payload.items()},
+    )
 
 
 def _task(task_id: uuid.UUID) -> Task:

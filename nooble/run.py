@@ -256,7 +256,14 @@ class Supervisor:
         """Should we be killed, takes back what says that we are there, which the next start would do late."""
         # Its standard input ends when we do, however that happens.
         return subprocess.Popen(
-            ["/bin/sh", "-c", 'read -r _; rm -f "$@"', "sh", self._demo_file(), services_file(self._home)],
+            [
+                "/bin/sh",
+                "-c",
+                'read -r _; /bin/rm -f "$@"',
+                "sh",
+                self._demo_file(),
+                services_file(self._home),
+            ],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )

@@ -6,11 +6,12 @@ only looks, or saves and acts by executing an action in the row's tenant scope.
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied
@@ -18,16 +19,31 @@ from django.db.models import Model, QuerySet
 from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
 from django.urls import path, reverse
+from django.utils import timezone
+from django.utils.formats import date_format, number_format
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from pydantic import ValidationError
 from unfold.admin import ModelAdmin
+from unfold.decorators import display as unfold_display
 
 from core.actions.base import Action
 from core.actions.bus import execute
 from core.api.errors import named
 from core.errors import NoobleError, ValidationFailed
 from core.tenancy import tenant_scope
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def display(description: Any, **options: Any) -> Callable[[F], F]:
+    """Unfold's decorator of computed columns, typed."""
+
+    def decorate(function: F) -> F:
+        decorated: F = unfold_display(function, description=description, **options)
+        return decorated
+
+    return decorate
 
 
 def actor_of(request: HttpRequest) -> str:
@@ -38,6 +54,19 @@ def actor_of(request: HttpRequest) -> str:
 def link(address: str, text: Any, *args: Any, query: str = "") -> SafeString:
     """A link to the page that is called `address`."""
     return format_html('<a class="text-link" href="{}{}">{}</a>', reverse(address, args=args), query, text)
+
+
+def moment(value: datetime.datetime | None) -> str:
+    """A time to the second, in the console's time zone."""
+    if value is None:
+        return "-"
+    local = timezone.localtime(value)
+    return f"{date_format(local, 'SHORT_DATE_FORMAT')} {local:%H:%M:%S}"
+
+
+def counted(number: int) -> str:
+    """A large number as the language groups it."""
+    return number_format(number, force_grouping=True)
 
 
 def pretty(value: Any) -> SafeString | str:
@@ -95,12 +124,11 @@ class VerbAdmin(Console):
         return bool(request.user.has_perm(f"{meta.app_label}.change_{meta.model_name}"))
 
     def get_urls(self) -> list[Any]:
-        meta = self.model._meta
         return [
             path(
                 f"<path:object_id>/do/{verb.name}/",
                 self.admin_site.admin_view(partial(self._do, verb=verb)),
-                name=f"{meta.app_label}_{meta.model_name}_{verb.name}",
+                name=self._address(verb.name).removeprefix("admin:"),
             )
             for verb in self.verbs
         ] + list(super().get_urls())
@@ -116,12 +144,8 @@ class VerbAdmin(Console):
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
     ) -> Any:
         obj = self.get_object(request, object_id)
-        meta = self.model._meta
         buttons = [
-            {
-                "verb": verb,
-                "address": reverse(f"admin:{meta.app_label}_{meta.model_name}_{verb.name}", args=[obj.pk]),
-            }
+            {"verb": verb, "address": reverse(self._address(verb.name), args=[obj.pk])}
             for verb in self.verbs
             if obj is not None and self.has_verb_permission(request) and verb.applies(obj)
         ]
@@ -137,10 +161,11 @@ class VerbAdmin(Console):
             back: HttpResponse = self._get_obj_does_not_exist_redirect(request, self.model._meta, object_id)
             return back
         self.do(request, [obj], verb)
+        return HttpResponseRedirect(reverse(self._address("change"), args=[obj.pk]))
+
+    def _address(self, page: str) -> str:
         meta = self.model._meta
-        return HttpResponseRedirect(
-            reverse(f"admin:{meta.app_label}_{meta.model_name}_change", args=[obj.pk])
-        )
+        return f"admin:{meta.app_label}_{meta.model_name}_{page}"
 
     def do(self, request: HttpRequest, rows: Any, verb: Verb) -> None:
         """Do it to each row, record who did, and tell how it went."""

@@ -10,6 +10,7 @@ from django.db.models import Count, Sum
 from django.http import HttpRequest
 from django.utils import timezone
 
+from core.admin.console import counted, moment
 from core.admin.tasks import COLOURS
 from core.models import Task, UsageRecord
 from core.models.task import FINAL, TaskStatus
@@ -55,9 +56,18 @@ def _statuses(day_ago: uuid.UUID) -> list[dict[str, Any]]:
     ]
 
 
-def _failures(day_ago: uuid.UUID) -> list[Task]:
+def _failures(day_ago: uuid.UUID) -> list[dict[str, Any]]:
     rows = Task.unscoped.filter(status=TaskStatus.FAILED, pk__gte=day_ago).order_by("-pk")
-    return list(rows.only("id", "action", "tenant_id", "error", "finished_at")[:FAILURES])
+    return [
+        {"task": task, "when": moment(task.finished_at), "reason": reason_of(task.error or {})}
+        for task in rows.only("id", "action", "tenant_id", "error", "finished_at")[:FAILURES]
+    ]
+
+
+def reason_of(error: dict[str, Any]) -> str:
+    """`Type: message` of a failed task."""
+    kind = error.get("type") or error.get("error_type") or ""
+    return f"{kind}: {error.get('message') or error.get('error') or ''}"
 
 
 def _tokens(today: datetime.datetime) -> list[dict[str, Any]]:
@@ -68,4 +78,7 @@ def _tokens(today: datetime.datetime) -> list[dict[str, Any]]:
         .annotate(prompt=Sum("prompt_tokens"), completion=Sum("completion_tokens"), calls=Count("pk"))
         .order_by("-prompt", "tenant_id")
     )
-    return list(rows[:TENANTS])
+    return [
+        {**row, "prompt": counted(row["prompt"]), "completion": counted(row["completion"])}
+        for row in rows[:TENANTS]
+    ]

@@ -7,15 +7,14 @@ from typing import Any
 from django import forms
 from django.contrib import admin, messages
 from django.http import HttpRequest
-from django.utils.translation import gettext as _now
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 from unfold.contrib.filters.admin import AutocompleteSelectFilter
-from unfold.decorators import display
-from unfold.widgets import UnfoldAdminCheckboxSelectMultiple
+from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
 from core.actions.bus import execute
 from core.actions.keys import ApiKeyCreateAction, ApiKeyRevokeAction
-from core.admin.console import RefusableForm, SavesByAction, Verb, VerbAdmin
+from core.admin.console import RefusableForm, SavesByAction, Verb, VerbAdmin, display
 from core.models import ApiKey
 from core.models.access import SCOPES
 from core.tenancy import tenant_scope
@@ -25,7 +24,7 @@ class KeyForm(RefusableForm):
     scopes = forms.MultipleChoiceField(
         label=_("Scopes"),
         choices=[(scope, scope) for scope in SCOPES],
-        widget=UnfoldAdminCheckboxSelectMultiple,
+        widget=UnfoldAdminCheckboxSelectMultipleWidget,
         help_text=_("What the key may read and write."),
     )
 
@@ -40,7 +39,7 @@ class ApiKeyAdmin(SavesByAction, VerbAdmin):
     autocomplete_fields = ("tenant",)
     ordering = ("-created_at",)
     add_fieldsets = ((None, {"fields": ("tenant", "name", "scopes")}),)
-    fields = ("tenant", "name", "prefix_shown", "scopes_shown", "living", "created_at", "revoked_at")
+    fields = ("tenant", "name", "prefix_shown", "scopes_shown", "created_at", "revoked_at")
     verbs = (
         Verb(
             "revoke",
@@ -64,17 +63,17 @@ class ApiKeyAdmin(SavesByAction, VerbAdmin):
             created = execute(ApiKeyCreateAction(name=obj.name, scopes=tuple(obj.scopes)))
         obj.pk = created.row_id
         obj.refresh_from_db()
-        text = _now("The key, shown this once: %(key)s") % {"key": created.key}
+        text = gettext("The key, shown this once: %(key)s") % {"key": created.key}
         self.message_user(request, text, messages.WARNING)
 
-    @display(description=_("prefix"))
+    @display(_("prefix"))
     def prefix_shown(self, key: ApiKey) -> str:
         return f"nbk_{key.prefix}_…"
 
-    @display(description=_("scopes"))
+    @display(_("scopes"))
     def scopes_shown(self, key: ApiKey) -> Any:
         return _("all") if set(key.scopes) == set(SCOPES) else ", ".join(key.scopes)
 
-    @display(description=_("status"), label={"revoked": "danger", "living": "success"})
+    @display(_("status"), label={"revoked": "danger", "living": "success"})
     def living(self, key: ApiKey) -> Any:
         return ("revoked", _("revoked")) if key.revoked_at else ("living", _("valid"))

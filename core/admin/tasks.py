@@ -15,11 +15,10 @@ from unfold.contrib.filters.admin import (
     ChoicesCheckboxFilter,
     DropdownFilter,
 )
-from unfold.decorators import display
 
 from core.actions.registry import all_handlers
 from core.actions.tasks import TaskCancelAction, TaskRetryAction
-from core.admin.console import LookOnly, Verb, VerbAdmin, link, pretty
+from core.admin.console import LookOnly, Verb, VerbAdmin, display, link, moment, pretty
 from core.ids import parse_uuid
 from core.models import Task
 from core.models.task import TaskStatus
@@ -79,7 +78,7 @@ class TaskAdmin(LookOnly, VerbAdmin):
         "action",
         "tenant",
         "session_shown",
-        "created_at",
+        "created",
         "duration",
         "attempt",
     )
@@ -98,17 +97,16 @@ class TaskAdmin(LookOnly, VerbAdmin):
             None,
             {
                 "fields": (
-                    ("status_shown", "attempt", "duration"),
-                    ("action", "tenant_shown", "queue", "priority"),
+                    ("status", "attempt"),
+                    ("action", "duration"),
+                    ("tenant", "queue"),
                     ("session_shown", "agent_shown"),
                     ("root_shown", "retry_shown"),
+                    "priority",
                 )
             },
         ),
-        (
-            _("Times"),
-            {"fields": (("created_at", "started_at"), ("finished_at", "cancelled_at", "cancelled_by"))},
-        ),
+        (_("Times"), {"fields": (("created", "started"), ("finished", "cancelled"), "cancelled_by")}),
         (_("Outcome"), {"fields": ("error_shown", "result_shown")}),
         (_("Work"), {"fields": ("payload_shown", "callback_shown")}),
     )
@@ -156,51 +154,63 @@ class TaskAdmin(LookOnly, VerbAdmin):
             return _("Task %(id)s is being cancelled") % {"id": obj.pk}
         return _("Task %(id)s: cancelled") % {"id": obj.pk}
 
-    @display(description=_("status"), ordering="status", label=COLOURS)
+    @display(_("status"), ordering="status", label=COLOURS)
     def status_shown(self, task: Task) -> tuple[str, str]:
         return task.status, task.get_status_display()
 
-    @display(description=_("duration"))
+    @display(_("duration"))
     def duration(self, task: Task) -> str:
         return duration_shown(task)
 
-    @display(description=_("session"))
+    @display(_("created at"), ordering="pk")
+    def created(self, task: Task) -> str:
+        return moment(task.created_at)
+
+    @display(_("started at"))
+    def started(self, task: Task) -> str:
+        return moment(task.started_at)
+
+    @display(_("finished at"))
+    def finished(self, task: Task) -> str:
+        return moment(task.finished_at)
+
+    @display(_("cancelled at"))
+    def cancelled(self, task: Task) -> str:
+        return moment(task.cancelled_at)
+
+    @display(_("session"))
     def session_shown(self, task: Task) -> Any:
         if not task.session_id:
             return "-"
         query = f"?tenant__id__exact={task.tenant_id}&key__exact={task.session_id}"
         return link("admin:conversations_session_changelist", task.session_id, query=query)
 
-    @display(description=_("tenant"))
-    def tenant_shown(self, task: Task) -> Any:
-        return link("admin:core_tenant_change", task.tenant_id, task.tenant_id)
-
-    @display(description=_("agent"))
+    @display(_("agent"))
     def agent_shown(self, task: Task) -> Any:
         return link("admin:agents_agent_change", task.agent_id, task.agent_id) if task.agent_id else "-"
 
-    @display(description=_("root task"))
+    @display(_("root task"))
     def root_shown(self, task: Task) -> Any:
         if task.global_task_id == task.pk:
             return "-"
         return link("admin:core_task_change", task.global_task_id, task.global_task_id)
 
-    @display(description=_("retry of"))
+    @display(_("retry of"))
     def retry_shown(self, task: Task) -> Any:
         return link("admin:core_task_change", task.retry_of_id, task.retry_of_id) if task.retry_of_id else "-"
 
-    @display(description=_("payload"))
+    @display(_("payload"))
     def payload_shown(self, task: Task) -> Any:
         return pretty(task.payload)
 
-    @display(description=_("callback"))
+    @display(_("callback"))
     def callback_shown(self, task: Task) -> Any:
         return pretty(task.callback)
 
-    @display(description=_("result"))
+    @display(_("result"))
     def result_shown(self, task: Task) -> Any:
         return pretty(task.result)
 
-    @display(description=_("error"))
+    @display(_("error"))
     def error_shown(self, task: Task) -> Any:
         return pretty(task.error)

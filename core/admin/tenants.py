@@ -9,9 +9,8 @@ from django.contrib import admin
 from django.db.models import Count, QuerySet
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
-from unfold.decorators import display
 
-from core.admin.console import Console, link
+from core.admin.console import Console, display, link
 from core.admin.forms import LinesField
 from core.models import Tenant, Tier
 
@@ -49,11 +48,11 @@ class TierAdmin(Console):
     def get_readonly_fields(self, request: HttpRequest, obj: Tier | None = None) -> tuple[str, ...]:
         return ("slug",) if obj else ()
 
-    @display(description=_("allowed models"))
+    @display(_("allowed models"))
     def models_shown(self, tier: Tier) -> Any:
         return ", ".join(tier.allowed_models) or _("all")
 
-    @display(description=_("tenants"))
+    @display(_("tenants"))
     def tenants_shown(self, tier: Any) -> Any:
         return link("admin:core_tenant_changelist", tier.tenant_count, query=f"?tier__slug__exact={tier.pk}")
 

@@ -14,12 +14,15 @@ from unfold.contrib.filters.admin import (
     FieldTextFilter,
     RangeDateFilter,
 )
-from unfold.decorators import display
 
-from core.admin.console import Console, LookOnly, link
+from core.admin.console import Console, LookOnly, counted, display, link
 from core.models import UsageRecord
 
-TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens")
+TOKENS = {
+    "prompt_tokens": _("prompt tokens"),
+    "completion_tokens": _("completion tokens"),
+    "cached_tokens": _("cached tokens"),
+}
 
 
 @admin.register(UsageRecord)
@@ -38,7 +41,7 @@ class UsageAdmin(LookOnly, Console):
     fields = (
         ("tenant", "created_at"),
         ("provider", "model", "accuracy"),
-        TOKENS,
+        tuple(TOKENS),
         ("task_shown", "agent_shown"),
         ("session_id", "end_user"),
     )
@@ -50,16 +53,13 @@ class UsageAdmin(LookOnly, Console):
         if "cl" in context:
             rows = context["cl"].queryset.order_by()
             sums = rows.aggregate(**{f"{name}_sum": Sum(name) for name in TOKENS})
-            context["totals"] = [
-                (UsageRecord._meta.get_field(name).verbose_name, sums[f"{name}_sum"] or 0)  # type: ignore[union-attr]
-                for name in TOKENS
-            ]
+            context["totals"] = [(label, counted(sums[f"{name}_sum"] or 0)) for name, label in TOKENS.items()]
         return response
 
-    @display(description=_("task"))
+    @display(_("task"))
     def task_shown(self, record: UsageRecord) -> Any:
         return link("admin:core_task_change", record.task_id, record.task_id)
 
-    @display(description=_("agent"))
+    @display(_("agent"))
     def agent_shown(self, record: UsageRecord) -> Any:
         return link("admin:agents_agent_change", record.agent_id, record.agent_id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,15 +12,23 @@ from django.utils.module_loading import autodiscover_modules
 
 from nooble.env import ROOT
 
-C = TypeVar("C", bound=type)
+C = TypeVar("C")
 
 
-def own_subclasses(base: C) -> list[C]:
-    """All of them, at any depth, in the order of their definition; none that a test made."""
+def own_subclasses(base: type[C]) -> list[type[C]]:
+    """All of them, at any depth, floor by floor as they are written; none that a test made."""
     autodiscover_modules("errors", "events")
-    packages = {app.name for app in apps.get_app_configs() if Path(app.path).parent == ROOT}
-    found: list[C] = []
+    packages = [app.name for app in apps.get_app_configs() if Path(app.path).parent == ROOT]
+    found = {child for child in _below(base) if child.__module__.partition(".")[0] in packages}
+
+    def place(child: type[C]) -> tuple[int, str, int]:
+        floor = packages.index(child.__module__.partition(".")[0])
+        return floor, child.__module__, inspect.getsourcelines(child)[1]
+
+    return sorted(found, key=place)
+
+
+def _below(base: type[C]) -> Iterator[type[C]]:
     for child in base.__subclasses__():
-        if child.__module__.partition(".")[0] in packages:
-            found += [child, *(grandchild for grandchild in own_subclasses(child) if grandchild not in found)]
-    return found
+        yield child
+        yield from _below(child)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
-from django.contrib import admin
 from django.urls import URLPattern, URLResolver, get_resolver
 from drf_spectacular.generators import SchemaGenerator
-from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
-from core.api.views import ApiView, KeyView
+from core.api.views import KeyView
 from nooble.reference.markdown import code, page, summary, table
 from orchestrator.routing import websocket_urlpatterns
 
@@ -22,10 +21,13 @@ Shapes of bodies and answers: `/api/schema` (OpenAPI 3.1), to read at `/api/docs
 `Nooble-Resume`. An object of another tenant answers like one that does not exist: 404."""
 
 _METHODS = ("get", "post", "put", "patch", "delete")
+_parameter = re.compile(r"<(?:\w+:)?(\w+)>")
+_OF_LIBRARIES = {"/api/schema": "The OpenAPI schema.", "/api/docs": "The schema, to read and to try."}
+Row = tuple[str, str, str, str]
 
 
 def render() -> str:
-    rows = [row for pattern, path in _patterns(get_resolver()) for row in _rows(pattern, path)]
+    operations = SchemaGenerator().get_schema(public=True)["paths"]
     sockets = [
         (code(f"/{_path(pattern)}"), summary(pattern.callback.consumer_class))
         for pattern in websocket_urlpatterns
@@ -35,21 +37,42 @@ def render() -> str:
         "Endpoints",
         _INTRODUCTION,
         "## HTTP",
-        table(("method", "path", "who", "what"), rows),
+        table(("method", "path", "who", "what"), _rows(get_resolver(), "/", operations)),
         "## WebSocket",
         table(("path", "what"), sockets),
     )
 
 
-def _patterns(resolver: Any, prefix: str = "/") -> Iterator[tuple[URLPattern | URLResolver, str]]:
-    """Every address in the order of the URL configuration; the admin's are one."""
+def _rows(resolver: URLResolver, prefix: str, operations: dict[str, Any]) -> Iterator[Row]:
+    """Every address in the order of the URL configuration; the console's are one."""
     for pattern in resolver.url_patterns:
         path = prefix + _path(pattern)
-        if isinstance(pattern, URLResolver) and pattern.urlconf_name != admin.site.urls[0]:
-            yield from _patterns(pattern, path)
+        if not isinstance(pattern, URLResolver):
+            yield from _methods(pattern, path, operations.get(path, {}))
+        elif pattern.namespace == "admin":
+            yield "", code(path), "people with an account", "The console."
         else:
-            yield pattern, path
+            yield from _rows(pattern, path, operations)
 
 
-def _path(pattern: Any) -> str:
-    return str(pattern.pattern).replace("<str:", "{").replace("<uuid:", "{").replace(">", "}")
+def _methods(pattern: URLPattern, path: str, operations: dict[str, Any]) -> Iterator[Row]:
+    view = getattr(pattern.callback, "view_class", None) or getattr(pattern.callback, "cls", None)
+    for method in _METHODS:
+        if hasattr(view, method):
+            what = _OF_LIBRARIES.get(path) or summary(getattr(view, method)) or summary(view)
+            yield method.upper(), code(path), _callers(view, method, operations.get(method, {})), what
+
+
+def _callers(view: Any, method: str, operation: dict[str, Any]) -> str:
+    if issubclass(view, KeyView):
+        return f"tenant key, `{view.area}:{'read' if method == 'get' else 'write'}`"
+    headers = [
+        parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "header"
+    ]
+    if "Nooble-Resume" in headers:
+        return "resume token, or tenant key"
+    return "anybody"
+
+
+def _path(pattern: URLPattern | URLResolver) -> str:
+    return _parameter.sub(r"{\1}", str(pattern.pattern))

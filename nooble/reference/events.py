@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -23,13 +23,15 @@ A turn's order: `agent_execution_started`, `agent_response_token`s, then one of
 `task_status_update` with status `cancelled`. A task that is cancelled before it starts has only the last one.
 
 Control messages have no envelope and no `seq`: `connection_established`, `ping`, `pong`, `action_result`,
-`error`."""
+`error`.
+
+A broadcast has whatever name and data its sender gave it."""
 
 
 def render() -> str:
     events = [event for event in own_subclasses(Event) if get_args(event.model_fields["event"].annotation)]
     envelope = [
-        (code("seq"), "int \\| null".replace("\\", "")),
+        (code("seq"), "int | null"),
         *((code(name), _type(field)) for name, field in Event.model_fields.items() if name != "data"),
         (code("data"), "by event, below"),
     ]
@@ -58,6 +60,8 @@ def _section(event: type[Event]) -> list[str]:
 
 def _type(field: FieldInfo) -> str:
     annotation = field.annotation
-    if getattr(annotation, "__origin__", None) is None and isinstance(annotation, type):
+    if get_origin(annotation) is Literal:
+        return ", ".join(code(value) for value in get_args(annotation))
+    if get_origin(annotation) is None and isinstance(annotation, type):
         return annotation.__name__
     return str(annotation).replace("typing.", "").replace("uuid.", "").replace("None", "null")

@@ -20,6 +20,14 @@ A process reads them once, at its start, from its own environment and from `.env
 environment wins. A bad value stops the start with a line that names it. `.env.example` has them all."""
 
 _assignment = re.compile(r"#?([A-Z][A-Z0-9_]*)=(.*)")
+_PLAIN = {
+    str: "text",
+    SecretStr: "secret",
+    Path: "path",
+    float: "number",
+    int: "whole number",
+    bool: "0 or 1",
+}
 _heading = re.compile(r"# --- (.+?) -+")
 
 
@@ -34,7 +42,7 @@ class Documented:
 
 def documented() -> Iterator[Documented]:
     """What .env.example holds, in its order: a variable's meaning is the comment above it."""
-    section, comment = "", []
+    section, comment = "", list[str]()
     for line in (ROOT / ".env.example").read_text().splitlines():
         if heading := _heading.fullmatch(line):
             section, comment = heading.group(1), []
@@ -47,33 +55,24 @@ def documented() -> Iterator[Documented]:
 
 def names() -> dict[str, FieldInfo]:
     """The variables that `nooble.env` reads, by the first name of each."""
-    return {
-        field.validation_alias.choices[0]
-        if isinstance(field.validation_alias, AliasChoices)
-        else name.upper(): field
-        for name, field in Environment.model_fields.items()
-    }
+
+    def variable(name: str, field: FieldInfo) -> str:
+        alias = field.validation_alias
+        return str(alias.choices[0]) if isinstance(alias, AliasChoices) else name.upper()
+
+    return {variable(name, field): field for name, field in Environment.model_fields.items()}
 
 
 def render() -> str:
-    fields, parts, section = names(), [], None
-    rows: list[tuple[str, ...]] = []
+    fields = names()
+    sections: dict[str, list[tuple[str, ...]]] = {}
     for variable in documented():
-        if variable.section != section:
-            section, rows = variable.section, []
-            parts.append((section, rows))
         field = fields[variable.name]
-        rows.append((code(variable.name), _type(field), _default(field), variable.meaning))
+        row = (code(variable.name), _named(field.annotation), _default(field), variable.meaning)
+        sections.setdefault(variable.section, []).append(row)
     head = ("variable", "type", "default", "meaning")
-    return page(
-        "Settings",
-        _INTRODUCTION,
-        *(text for title, rows in parts for text in (f"## {title}", table(head, rows))),
-    )
-
-
-def _type(field: FieldInfo) -> str:
-    return _named(field.annotation)
+    tables = (text for title, rows in sections.items() for text in (f"## {title}", table(head, rows)))
+    return page("Settings", _INTRODUCTION, *tables)
 
 
 def _named(annotation: Any) -> str:
@@ -85,8 +84,7 @@ def _named(annotation: Any) -> str:
     if origin is list:
         return f"{_named(arguments[0])}s, comma-separated"
     if isinstance(annotation, type):
-        plain = {str: "text", SecretStr: "secret", Path: "path", float: "number", int: "whole number", bool: "0 or 1"}
-        return plain.get(annotation, annotation.__name__)
+        return _PLAIN.get(annotation, annotation.__name__)
     return str(annotation)
 
 

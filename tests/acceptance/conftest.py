@@ -1,4 +1,4 @@
-"""One platform for all acceptance tests: `python -m nooble.run` and a fake model, as processes of their own."""
+"""One platform for all acceptance tests: `python -m nooble.run` and a fake model, as processes."""
 
 from __future__ import annotations
 

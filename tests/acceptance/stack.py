@@ -33,7 +33,7 @@ PATIENCE = 30.0
 PROTOCOL = "nooble.v1"
 FAKE_KEY = "fake-key-of-the-operator"
 
-LAST_EVENTS = ("task_completed", "task_failed")
+LAST_EVENTS = ("task_completed", "task_failed", "cancelled")
 FINAL = ("completed", "failed", "cancelled")
 
 
@@ -61,6 +61,12 @@ def clean_environment() -> dict[str, str]:
     """This process's environment without anything that the platform would read."""
     unwanted = {name.upper() for name in Environment.model_fields} | {"ORCHESTRATOR_REDIS_URL"}
     return {name: value for name, value in os.environ.items() if name not in unwanted}
+
+
+def _told(event: Event) -> str:
+    """The event's name, or the status that an update tells."""
+    is_update = event["event"] == "task_status_update"
+    return str(event["data"]["status"] if is_update else event["event"])
 
 
 class Turn(list[Event]):
@@ -97,10 +103,7 @@ class Turn(list[Event]):
 
     def order(self) -> str:
         """The turn as a word of one letter an event."""
-        return "".join(
-            self._LETTERS[event["data"]["status"] if event["event"] == "task_status_update" else event["event"]]
-            for event in self
-        )
+        return "".join(self._LETTERS[_told(event)] for event in self)
 
     def check(self) -> Turn:
         """What holds for every turn: its order, dense seqs, offsets in code points, the final text."""
@@ -203,9 +206,7 @@ class Socket:
 
 def is_last(event: Event) -> bool:
     """Whether this is the last event of a task."""
-    return event["event"] in LAST_EVENTS or (
-        event["event"] == "task_status_update" and event["data"]["status"] == "cancelled"
-    )
+    return _told(event) in LAST_EVENTS
 
 
 @dataclass
@@ -272,9 +273,7 @@ class Stack:
             sent["Accept-Language"] = language
         if token is not None:
             sent["Nooble-Resume"] = token
-        return self.http.request(
-            method, f"{self.base_url}{path}", headers=sent, timeout=PATIENCE, **options
-        )
+        return self.http.request(method, f"{self.base_url}{path}", headers=sent, timeout=PATIENCE, **options)
 
     def agent(self, model: str, *, tenant: str = "demo", provider: str = "openai", **config: Any) -> str:
         """A new agent's id."""

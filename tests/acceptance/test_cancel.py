@@ -82,7 +82,7 @@ def test_what_runs_is_stopped_at_the_model_and_keeps_its_text(stack: Stack) -> N
     state = stack.status(task_id)
     assert (state["status"], state["error"]) == ("cancelled", None)
     assert state["output"]["text"] == heard.text
-    question, answer = stack.messages(session_id)
+    _question, answer = stack.messages(session_id)
     assert (answer["text"], answer["finish_reason"]) == (heard.text, "cancelled")
 
 
@@ -169,11 +169,17 @@ def test_a_second_cancel_of_a_run_changes_nothing(stack: Stack) -> None:
     assert stack.status(task_id)["status"] == "cancelled"
 
 
-@pytest.mark.parametrize("body", [b"", b"{}"])
-@pytest.mark.parametrize("content_type", [None, "application/json", "text/plain", "application/x-www-form-urlencoded"])
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b"", None),
+        (b"", "application/json"),
+        (b"", "text/plain"),
+        (b"", "application/x-www-form-urlencoded"),
+        (b"{}", "application/json"),
+    ],
+)
 def test_a_cancel_needs_no_body(stack: Stack, body: bytes, content_type: str | None) -> None:
-    if body and content_type != "application/json":
-        pytest.skip("a body must be JSON")
     asked = stack.ask(stack.agent("fake?tokens=1"))
     stack.finished(asked["task_id"])
     headers = {"Content-Type": content_type} if content_type else {}
@@ -184,7 +190,7 @@ def test_a_cancel_at_any_moment_ends_the_task_once(stack: Stack) -> None:
     """Fired before, during and after short runs: one final state, every client hears the same order."""
     agent_id = stack.agent("fake?tokens=20&interval=0.004")
 
-    def race(number: int) -> tuple[int, dict[str, Any], Turn, list[Any], dict[str, Any]]:
+    def race(number: int) -> tuple[int, dict[str, Any], Turn, dict[str, Any]]:
         # Up to 50 % longer than the whole turn takes.
         moment = random.Random(SEED + number).uniform(0.0, 0.25)
         session_id = new_session()
@@ -193,17 +199,15 @@ def test_a_cancel_at_any_moment_ends_the_task_once(stack: Stack) -> None:
             time.sleep(moment)  # the moment is what is tried here
             answer = stack.cancel(asked["task_id"])
             turn = socket.turn()
-            assert socket.lives()
-            after = socket.take(0)
         with stack.socket(session_id, token=asked["resume_token"], after=0) as socket:
             replayed = socket.take(socket.last_seq)
         assert replayed == turn, f"seed {SEED + number}"
-        return answer.status_code, answer.json(), turn, after, stack.status(asked["task_id"])
+        return answer.status_code, answer.json(), turn, stack.status(asked["task_id"])
 
     with ThreadPoolExecutor(max_workers=4) as pool:
         outcomes = list(pool.map(race, range(RACES)))
     seen = set()
-    for number, (code, body, turn, _, state) in enumerate(outcomes):
+    for number, (code, body, turn, state) in enumerate(outcomes):
         told = f"seed {SEED + number}: {turn.order()}, {code}, {state}"
         turn.check()
         seen.add(turn.order()[-2:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import uuid
 from datetime import datetime
@@ -150,9 +151,18 @@ def test_the_tier_caps_the_priority(stack: Stack, priority: str | int) -> None:
 
 
 def test_a_message_may_have_32768_characters(stack: Stack) -> None:
-    asked = stack.ask(stack.agent("fake?tokens=1", context_tokens=300), "🙂" * 32_768)
+    message = "🙂" * 32_768
+    fields = {"agent_id": stack.agent("fake?tokens=1"), "message": message}
+    response = stack.request(
+        "POST",
+        SEND[0],
+        data=json.dumps(fields, ensure_ascii=False).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    assert response.status_code == 202
+    asked = response.json()["result"]
     assert stack.finished(asked["task_id"])["status"] == "completed"
-    assert stack.messages(asked["session_id"])[0]["text"] == "🙂" * 32_768
+    assert stack.messages(asked["session_id"])[0]["text"] == message
 
 
 def test_a_session_belongs_to_one_agent(stack: Stack, agent_id: str) -> None:

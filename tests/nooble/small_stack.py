@@ -43,4 +43,4 @@ def small_stack(env: Environment, listener: socket.socket) -> Stack:
 
 if __name__ == "__main__":
     # Whatever a developer's .env says is not for tests.
-    sys.exit(asyncio.run(Supervisor(Environment(_env_file=None), small_stack).run()))  # type: ignore[call-arg]
+    sys.exit(asyncio.run(Supervisor(Environment(_env_file=None), small_stack).run()))

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -25,6 +26,7 @@ from nooble.embedded import (
     ROOT_DATA,
     EngineError,
     Engines,
+    Services,
     discard,
     resolve,
     secrets,
@@ -63,7 +65,7 @@ def engines() -> Iterator[Engines]:
     started.stop()
 
 
-def dev(home: Path, **values: object) -> Environment:
+def dev(home: Path, **values: Any) -> Environment:
     """An environment as a process without URLs has it, whatever this session's variables say."""
     return Environment.model_construct(nooble_home=home, **values)
 
@@ -178,7 +180,7 @@ def test_engines_that_outlive_their_owner_are_ended_at_the_next_start(home: Path
     assert all(map(is_gone, before.values()))
 
 
-def kill_owner_after_writing(home: Path, *outlived: str) -> Environment:
+def kill_owner_after_writing(home: Path, *outlived: str) -> Services:
     command = [sys.executable, "-c", OWNER, str(home), *outlived]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ import redis
 from nooble.embedded import discard, resolve, services_file, start_time
 from nooble.env import ROOT, Environment
 from tests.engines import HOMES, PREFIX
+
+ELSEWHERE = {"DATABASE_URL": "postgresql://user@elsewhere/nooble", "REDIS_URL": "redis://elsewhere/0"}
 
 SLEEPER = "import time; print('up', flush=True); time.sleep(600)"
 
@@ -66,17 +69,18 @@ print('{"tenant_id": "demo", "agent_id": "a-1", "api_key": "k", "admin": {"usern
 
 
 class Stack:
-    """A running supervisor and what it has printed so far."""
+    """A running supervisor and what it has printed so far; without `engines`, it believes to have some."""
 
-    def __init__(self, home: Path, **plan: Any) -> None:
+    def __init__(self, home: Path, *, engines: bool = False, real: bool = False, **plan: Any) -> None:
         self.home = home
         self._read = bytearray()
         # What would change the stack's behaviour; the session's own services above all.
         unwanted = ("DATABASE_URL", "REDIS_URL", "ORCHESTRATOR_REDIS_URL", "NOOBLE_ENV", "HOST")
         env = {name: value for name, value in os.environ.items() if name not in unwanted}
-        env |= {"NOOBLE_HOME": str(home), "PORT": "0"} | plan.pop("env", {})
+        env |= {"NOOBLE_HOME": str(home), "PORT": "0"} | ({} if engines else ELSEWHERE) | plan.pop("env", {})
+        small = ["tests.nooble.small_stack", json.dumps({"children": [], **plan})]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.nooble.small_stack", json.dumps({"children": [], **plan})],
+            [sys.executable, "-m", *(["nooble.run"] if real else small)],
             cwd=ROOT,
             env=env,
             stdout=subprocess.PIPE,
@@ -165,6 +169,7 @@ def sockets(home: Path) -> list[Path]:
 
 def test_a_whole_life(home: Path, start: Callable[..., Stack]) -> None:
     stack = start(
+        engines=True,
         migrate="import os; print('as', os.environ['DATABASE_URL'].split('/')[2].split(':')[0])",
         seed=SEED,
         health="/health/detailed",
@@ -247,7 +252,7 @@ def test_callers_wait_while_the_web_restarts(start: Callable[..., Stack]) -> Non
 
 @pytest.mark.parametrize("engine", ["valkey", "postgres"])
 def test_a_killed_engine_is_back_with_its_data(home: Path, start: Callable[..., Stack], engine: str) -> None:
-    stack = start(children=[{"name": "sleeper", "source": SLEEPER}])
+    stack = start(engines=True)
     stack.read_until("ready in")
     services = resolve(dev(home))
     with psycopg.connect(services.database_owner_url) as connection:
@@ -268,7 +273,7 @@ def test_a_killed_engine_is_back_with_its_data(home: Path, start: Callable[..., 
 
 
 def test_kill_of_the_supervisor_is_cleaned_up(home: Path, start: Callable[..., Stack]) -> None:
-    stack = start(children=[{"name": "stubborn", "source": STUBBORN}])
+    stack = start(engines=True, children=[{"name": "stubborn", "source": STUBBORN}])
     stack.read_until("ready in(.|\n)*up|up(.|\n)*ready in")
     processes = [*stack.children(), *stack.engines().values()]
     stack.process.kill()
@@ -277,7 +282,7 @@ def test_kill_of_the_supervisor_is_cleaned_up(home: Path, start: Callable[..., S
         wait_until(lambda: all(map(is_gone, processes)))
         with pytest.raises(SystemExit, match="no services"):
             resolve(dev(home))
-    again = start(children=[{"name": "sleeper", "source": SLEEPER}])
+    again = start(engines=True)
     again.read_until("ready in")
     assert all(map(is_gone, processes))
 
@@ -300,7 +305,7 @@ def test_an_earlier_child_is_ended_but_not_a_process_that_has_its_number(
 
 
 def test_two_on_one_home_refuse_each_other(start: Callable[..., Stack]) -> None:
-    first = start(seed=SEED, health="/", children=[{"name": "web", "source": WEB}])
+    first = start(engines=True, seed=SEED, health="/", children=[{"name": "web", "source": WEB}])
     first.read_until("docs ")
     second = start()
     assert second.process.wait(20) == 1
@@ -312,6 +317,7 @@ def test_two_on_one_home_refuse_each_other(start: Callable[..., Stack]) -> None:
 def test_two_side_by_side(home: Path, start: Callable[..., Stack]) -> None:
     stacks = [
         start(
+            engines=True,
             seed=SEED,
             health="/",
             children=[{"name": "web", "source": WEB}],
@@ -356,6 +362,7 @@ def test_a_failed_command_takes_everything_down(
     home: Path, start: Callable[..., Stack], command: str
 ) -> None:
     stack = start(
+        engines=True,
         children=[{"name": "sleeper", "source": SLEEPER}],
         **{command: "import sys; sys.exit('it went wrong')"},
     )
@@ -366,7 +373,7 @@ def test_a_failed_command_takes_everything_down(
 
 
 def test_a_stop_during_the_start(home: Path, start: Callable[..., Stack]) -> None:
-    stack = start(migrate=SLEEPER)
+    stack = start(engines=True, migrate=SLEEPER)
     stack.read_until(r"migrate \| up")
     processes = [*stack.children(), *stack.engines().values()]
     assert stack.stop()[0] == 0
@@ -398,7 +405,25 @@ def test_a_reader_that_has_gone_holds_nothing_up(start: Callable[..., Stack]) ->
 
 def test_given_services_are_used_and_not_started(home: Path, start: Callable[..., Stack]) -> None:
     show = "import os, time; print(os.environ['DATABASE_URL'], os.environ['REDIS_URL']); time.sleep(600)"
-    given = {"DATABASE_URL": "postgresql://user@elsewhere/nooble", "REDIS_URL": "redis://elsewhere/0"}
-    stack = start(env=given, children=[{"name": "show", "source": show}])
+    stack = start(children=[{"name": "show", "source": show}])
     stack.read_until("postgresql://user@elsewhere/nooble redis://elsewhere/0")
     assert stack.engines() == {}
+
+
+@pytest.mark.skipif((ROOT / ".env").exists(), reason="would use the services that .env names")
+def test_the_platform_itself(home: Path, start: Callable[..., Stack]) -> None:
+    stack = start(engines=True, real=True)
+    wait_until((home / "demo.json").exists, 90)
+    demo = json.loads((home / "demo.json").read_text())
+    with urllib.request.urlopen(f"{demo['base_url']}/health/detailed", timeout=10) as answer:
+        assert answer.status == 200
+    processes = [*stack.children(), *stack.engines().values()]
+    assert stack.stop()[0] == 0
+    assert all(map(is_gone, processes))
+    assert not sockets(home)
+
+    again = start(engines=True, real=True)
+    wait_until((home / "demo.json").exists, 90)
+    kept = json.loads((home / "demo.json").read_text())
+    assert {**kept, "base_url": ""} == {**demo, "base_url": ""}
+    assert again.stop()[0] == 0

@@ -1,0 +1,1 @@
+"""Tests of actions, bus and worker."""

@@ -1,0 +1,176 @@
+"""How a running task hears that somebody wants it to stop; over the real Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+
+import pytest
+
+from core import valkey
+from core.actions import cancellation
+from core.actions.cancellation import CHANNEL, hint, run_until_cancelled, watching
+
+PATIENCE = 30
+
+
+@pytest.fixture
+def thread() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as threads:
+        yield threads
+
+
+class Run:
+    """A coroutine that never ends by itself, watched in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.task_id = uuid.uuid4()
+        self.started = threading.Event()
+        self.last_words = threading.Event()
+        self.may_end = threading.Event()
+        self.cancelled = 0
+
+    def watched(self) -> str:
+        with watching(self.task_id):
+            return run_until_cancelled(self.task_id, self.forever())
+
+    async def forever(self) -> str:
+        self.started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            self.last_words.set()
+            while not self.may_end.is_set():
+                try:
+                    await asyncio.sleep(0.001)
+                except asyncio.CancelledError:
+                    self.cancelled += 1
+            return "the text so far"
+        return "never"
+
+
+def every_hint_so_far_has_arrived() -> None:
+    """Hints arrive in order: when one's own has been heard, so have those before it."""
+    marker = Run()
+    marker.may_end.set()
+    with ThreadPoolExecutor(1) as threads:
+        end = threads.submit(marker.watched)
+        assert marker.started.wait(PATIENCE)
+        hint(marker.task_id)
+        assert end.result(PATIENCE) == "the text so far"
+
+
+def test_a_hint_cancels_the_coroutine_and_lets_it_say_its_last_words(thread: ThreadPoolExecutor) -> None:
+    run = Run()
+    end = thread.submit(run.watched)
+    assert run.started.wait(PATIENCE)
+    hint(run.task_id)
+    assert run.last_words.wait(PATIENCE)
+    run.may_end.set()
+    assert end.result(PATIENCE) == "the text so far"
+
+
+def test_a_second_hint_does_not_disturb_the_last_words(thread: ThreadPoolExecutor) -> None:
+    run = Run()
+    end = thread.submit(run.watched)
+    assert run.started.wait(PATIENCE)
+    hint(run.task_id)
+    assert run.last_words.wait(PATIENCE)
+    hint(run.task_id)
+    hint(run.task_id)
+    every_hint_so_far_has_arrived()
+    run.may_end.set()
+    assert end.result(PATIENCE) == "the text so far"
+    assert run.cancelled == 1
+
+
+def test_a_coroutine_that_does_not_catch_it_ends_with_cancelled_error(thread: ThreadPoolExecutor) -> None:
+    task_id, started = uuid.uuid4(), threading.Event()
+
+    async def forever() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    def watched() -> None:
+        with watching(task_id):
+            run_until_cancelled(task_id, forever())
+
+    end = thread.submit(watched)
+    assert started.wait(PATIENCE)
+    hint(task_id)
+    with pytest.raises(CancelledError):
+        end.result(PATIENCE)
+
+
+def test_a_hint_that_comes_before_the_coroutine_is_not_lost() -> None:
+    task_id, reached = uuid.uuid4(), []
+
+    async def run() -> None:
+        await asyncio.sleep(0)
+        reached.append("the model was asked")
+
+    with watching(task_id):
+        hint(task_id)
+        every_hint_so_far_has_arrived()
+        with pytest.raises(CancelledError):
+            run_until_cancelled(task_id, run())
+    assert reached == []
+
+
+def test_a_hint_after_the_end_is_harmless() -> None:
+    task_id = uuid.uuid4()
+
+    async def run() -> str:
+        return "done"
+
+    with watching(task_id):
+        assert run_until_cancelled(task_id, run()) == "done"
+        hint(task_id)
+        every_hint_so_far_has_arrived()
+    hint(task_id)
+    every_hint_so_far_has_arrived()
+    assert task_id not in cancellation._watches
+
+
+def test_a_hint_concerns_its_own_task_only(thread: ThreadPoolExecutor) -> None:
+    run = Run()
+    run.may_end.set()
+    end = thread.submit(run.watched)
+    assert run.started.wait(PATIENCE)
+    hint(uuid.uuid4())
+    every_hint_so_far_has_arrived()
+    assert not end.done()
+    hint(run.task_id)
+    assert end.result(PATIENCE) == "the text so far"
+
+
+def test_an_error_of_the_run_reaches_its_thread_and_the_watch_ends() -> None:
+    task_id = uuid.uuid4()
+
+    async def fail() -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError), watching(task_id):
+        run_until_cancelled(task_id, fail())
+    assert task_id not in cancellation._watches
+
+
+@pytest.mark.parametrize("noise", [b"", b"not a task", b"\xff\xfe"])
+def test_noise_on_the_channel_does_not_deafen_the_process(
+    noise: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cancellation, "_listening", None)  # a listener of this test's own
+    run = Run()
+    run.may_end.set()
+    with ThreadPoolExecutor(1) as threads:
+        end = threads.submit(run.watched)
+        assert run.started.wait(PATIENCE)
+        monkeypatch.setattr(cancellation, "_watches", {})
+        monkeypatch.undo()
+        valkey.client().publish(CHANNEL, noise)
+        hint(run.task_id)
+        assert end.result(PATIENCE) == "the text so far"

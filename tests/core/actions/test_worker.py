@@ -1,0 +1,318 @@
+"""The worker's wrapper: claim, run, settle, callback."""
+
+from __future__ import annotations
+
+import uuid
+from concurrent.futures import CancelledError
+from typing import Any
+
+import pytest
+from celery import Celery
+from django.db import connection
+
+from core.actions.base import Settlement
+from core.actions.bus import enqueue
+from core.actions.registry import handles, works
+from core.actions.worker import register_tasks, run_task
+from core.errors import Conflict, NotFound
+from core.ids import uuid7
+from core.models import Task, Tenant
+from core.tenancy import NoTenantScope, current_tenant_id, tenant_scope
+from tests.core.actions.conftest import EchoAction, LocalAction, NoteAction, NoteResult, Waiting
+from tests.factories import make_tenant
+
+pytestmark = pytest.mark.usefixtures("verbs")
+
+
+def enqueued(tenant: Tenant, *, callback: bool = True) -> Task:
+    """A note that waits, followed by an echo."""
+    with tenant_scope(tenant.pk):
+        return enqueue(
+            NoteAction(text="hi"),
+            callback=(lambda task_id: EchoAction(text="then", task_id=task_id)) if callback else None,
+            session_id="s",
+        )
+
+
+def run(task: Task) -> None:
+    run_task(str(task.pk), task.tenant_id)
+    task.refresh_from_db()
+
+
+def callbacks_of(task: Task) -> list[Task]:
+    return list(Task.unscoped.filter(global_task_id=task.global_task_id).exclude(pk=task.pk))
+
+
+def raising(error: BaseException) -> Any:
+    def handler(action: Any) -> None:
+        raise error
+
+    return handler
+
+
+@pytest.fixture(autouse=True)
+def echo(verbs: None) -> None:
+    handles(EchoAction)(lambda action: NoteResult(text=action.text))
+
+
+def test_a_task_runs_in_its_tenants_scope_and_ends_with_its_result(committed_tenant: Tenant) -> None:
+    seen = []
+
+    @handles(NoteAction)
+    def note(action: NoteAction) -> NoteResult:
+        seen.append((current_tenant_id(), Task.objects.get(action="test.note").status))
+        return NoteResult(text=action.text)
+
+    task = enqueued(committed_tenant)
+    run(task)
+    assert seen == [(committed_tenant.pk, "processing")]
+    assert (task.status, task.result, task.error, task.attempt) == ("completed", {"text": "hi"}, None, 1)
+    with pytest.raises(NoTenantScope):
+        current_tenant_id()
+
+
+def test_its_callback_follows_urgently_under_the_same_root(
+    committed_tenant: Tenant, waiting: Waiting
+) -> None:
+    handles(NoteAction)(lambda action: NoteResult(text=action.text))
+    task = enqueued(committed_tenant)
+    run(task)
+    [callback] = callbacks_of(task)
+    assert (callback.action, callback.payload) == ("test.echo", {"text": "then", "task_id": str(task.pk)})
+    assert callback.queue == f"orchestrator:{committed_tenant.pk}:echo:high"
+    assert (callback.status, callback.session_id) == ("queued", "s")
+    assert len(waiting("orchestrator", callback.pk)) == 1
+    run(callback)
+    assert (callback.status, callback.result) == ("completed", {"text": "then"})
+
+
+def test_without_a_callback_nothing_follows(committed_tenant: Tenant) -> None:
+    handles(NoteAction)(lambda action: NoteResult(text=action.text))
+    task = enqueued(committed_tenant, callback=False)
+    run(task)
+    assert callbacks_of(task) == []
+
+
+def test_a_message_that_comes_twice_has_no_effect(committed_tenant: Tenant) -> None:
+    calls = []
+
+    @handles(NoteAction)
+    def note(action: NoteAction) -> NoteResult:
+        calls.append(action)
+        return NoteResult(text=action.text)
+
+    task = enqueued(committed_tenant)
+    for _ in range(3):
+        run(task)
+    assert len(calls) == 1
+    assert len(callbacks_of(task)) == 1
+    assert task.attempt == 1
+
+
+def test_a_message_that_comes_during_the_run_has_no_effect(committed_tenant: Tenant) -> None:
+    calls = []
+
+    @works(NoteAction)
+    def note(action: NoteAction, task: Task) -> Settlement:
+        calls.append(task.attempt)
+        claimed_again = Task.claim(task.pk, task.tenant_id)
+        assert claimed_again is None
+        return Settlement(Task.Status.COMPLETED, result={})
+
+    run(enqueued(committed_tenant))
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("stranger", ["", "somebody-else", None])
+def test_a_message_of_the_wrong_tenant_has_no_effect(committed_tenant: Tenant, stranger: str | None) -> None:
+    handles(NoteAction)(raising(AssertionError("it ran")))
+    task = enqueued(committed_tenant)
+    before = Task.unscoped.filter(pk=task.pk).values().get()
+    wrong = make_tenant().pk if stranger is None else stranger
+    try:
+        run_task(str(task.pk), wrong)
+    except NoTenantScope:
+        assert wrong == ""
+    assert Task.unscoped.filter(pk=task.pk).values().get() == before
+    assert callbacks_of(task) == []
+
+
+def test_a_message_without_a_row_has_no_effect(committed_tenant: Tenant) -> None:
+    run_task(str(uuid7()), committed_tenant.pk)
+    assert not Task.unscoped.exists()
+
+
+def test_a_cancelled_task_does_not_run(committed_tenant: Tenant) -> None:
+    handles(NoteAction)(raising(AssertionError("it ran")))
+    task = enqueued(committed_tenant)
+    assert Task.cancel_unstarted(task.pk, "ada")
+    run(task)
+    assert (task.status, task.attempt) == ("cancelled", 0)
+
+
+def test_an_expected_error_fails_the_task_with_its_name_and_the_callback_follows(
+    committed_tenant: Tenant,
+) -> None:
+    handles(NoteAction)(raising(NotFound("No such note.", details={"id": "7"})))
+    task = enqueued(committed_tenant)
+    run(task)
+    assert (task.status, task.result) == ("failed", None)
+    assert task.error == {"type": "NotFound", "message": "No such note.", "details": {"id": "7"}}
+    assert len(callbacks_of(task)) == 1
+
+
+def test_a_bug_fails_the_task_and_stays_a_secret(
+    committed_tenant: Tenant, caplog: pytest.LogCaptureFixture
+) -> None:
+    handles(NoteAction)(raising(RuntimeError("the secret is 42")))
+    task = enqueued(committed_tenant)
+    run(task)
+    assert task.status == "failed"
+    assert task.error["type"] == "InternalError"
+    assert "42" not in str(task.error)
+    assert "the secret is 42" in caplog.text
+    assert len(callbacks_of(task)) == 1
+
+
+def test_what_a_failed_handler_wrote_is_gone(committed_tenant: Tenant) -> None:
+    @handles(NoteAction)
+    def note(action: NoteAction) -> NoteResult:
+        enqueue(EchoAction(text="from the handler"))
+        raise Conflict
+
+    task = enqueued(committed_tenant, callback=False)
+    run(task)
+    assert task.status == "failed"
+    assert Task.unscoped.count() == 1
+
+
+def test_a_payload_that_its_action_does_not_take_any_more_fails_the_task(committed_tenant: Tenant) -> None:
+    handles(NoteAction)(raising(AssertionError("it ran")))
+    task = enqueued(committed_tenant)
+    Task.unscoped.filter(pk=task.pk).update(payload={"gone": 1})
+    run(task)
+    assert (task.status, task.error["type"]) == ("failed", "InternalError")
+
+
+def test_an_action_that_nobody_handles_any_more_fails_the_task(committed_tenant: Tenant) -> None:
+    task = enqueued(committed_tenant)
+    run(task)
+    assert (task.status, task.error["type"]) == ("failed", "InternalError")
+
+
+def test_a_cancelled_run_ends_cancelled(committed_tenant: Tenant) -> None:
+    @works(NoteAction)
+    def note(action: NoteAction, task: Task) -> Settlement:
+        assert Task.ask_to_cancel(task.pk, "ada")
+        raise CancelledError
+
+    task = enqueued(committed_tenant)
+    run(task)
+    assert (task.status, task.cancelled_by) == ("cancelled", "ada")
+    assert len(callbacks_of(task)) == 1
+
+
+def test_answer_status_and_callback_are_one_transaction(committed_tenant: Tenant) -> None:
+    def write(status: str) -> None:
+        enqueue(EchoAction(text="the answer"))
+        raise RuntimeError("the disk is full")
+
+    works(NoteAction)(lambda action, task: Settlement("completed", result={"text": "done"}, write=write))
+    task = enqueued(committed_tenant)
+    with pytest.raises(RuntimeError, match="disk"):
+        run_task(str(task.pk), task.tenant_id)
+    task.refresh_from_db()
+    assert (task.status, task.result) == ("processing", None)
+    assert callbacks_of(task) == []
+    assert Task.unscoped.count() == 1
+
+
+def test_a_callback_that_cannot_be_written_ends_the_settling_too(committed_tenant: Tenant) -> None:
+    written = []
+    works(NoteAction)(lambda action, task: Settlement("completed", result={}, write=written.append))
+    task = enqueued(committed_tenant)
+    Task.unscoped.filter(pk=task.pk).update(callback={"action": "test.nobody", "payload": {}})
+    with pytest.raises(KeyError):
+        run_task(str(task.pk), task.tenant_id)
+    task.refresh_from_db()
+    assert (written, task.status) == (["completed"], "processing")
+
+
+def test_a_worker_that_lost_its_task_writes_nothing(committed_tenant: Tenant) -> None:
+    told: list[str] = []
+
+    @works(NoteAction)
+    def note(action: NoteAction, task: Task) -> Settlement:
+        Task.unscoped.filter(pk=task.pk).update(status="queued")  # its lease expired …
+        assert Task.claim(task.pk, task.tenant_id) is not None  # … and another one took over
+        return Settlement("completed", result={"text": "late"}, write=told.append, announce=told.append)
+
+    task = enqueued(committed_tenant)
+    run(task)
+    assert told == []
+    assert (task.status, task.attempt, task.result) == ("processing", 2, None)
+    assert callbacks_of(task) == []
+
+
+def test_the_end_is_announced_after_the_commit_and_before_the_callback(
+    committed_tenant: Tenant, waiting: Waiting
+) -> None:
+    order: list[Any] = []
+
+    def write(status: str) -> None:
+        order.append(("write", status, connection.in_atomic_block))
+
+    def announce(status: str) -> None:
+        [callback] = callbacks_of(task)
+        stands = Task.unscoped.get(pk=task.pk).status
+        published = len(waiting("orchestrator", callback.pk))
+        order.append(("announce", status, connection.in_atomic_block, stands, published))
+
+    works(NoteAction)(lambda action, task: Settlement("completed", result={}, write=write, announce=announce))
+    task = enqueued(committed_tenant)
+    run(task)
+    assert order == [("write", "completed", True), ("announce", "completed", False, "completed", 0)]
+    [callback] = callbacks_of(task)
+    assert len(waiting("orchestrator", callback.pk)) == 1
+
+
+def test_an_announcement_that_fails_stops_no_callback(committed_tenant: Tenant, waiting: Waiting) -> None:
+    def announce(status: str) -> None:
+        raise ConnectionError
+
+    works(NoteAction)(lambda action, task: Settlement("completed", result={}, announce=announce))
+    task = enqueued(committed_tenant)
+    run(task)
+    assert task.status == "completed"
+    [callback] = callbacks_of(task)
+    assert len(waiting("orchestrator", callback.pk)) == 1
+
+
+def test_what_was_cancelled_meanwhile_is_told_so(committed_tenant: Tenant) -> None:
+    told: list[str] = []
+
+    @works(NoteAction)
+    def note(action: NoteAction, task: Task) -> Settlement:
+        Task.ask_to_cancel(task.pk, "ada")
+        return Settlement("completed", result={"text": "done"}, write=told.append, announce=told.append)
+
+    task = enqueued(committed_tenant)
+    run(task)
+    assert told == ["cancelled", "cancelled"]
+    assert (task.status, task.result) == ("cancelled", {"text": "done"})
+
+
+def test_celery_knows_one_task_per_queued_action_by_the_actions_name() -> None:
+    handles(NoteAction)(lambda action: None)
+    handles(LocalAction)(lambda action: None)
+    app = Celery("test", set_as_current=False)
+    register_tasks(app)
+    assert {"test.note", "test.echo", "agent.execute", "websocket.send_message"} <= set(app.tasks)
+    assert "test.local" not in app.tasks
+    assert "chat.send_message" not in app.tasks
+
+
+def test_a_message_that_is_no_uuid_is_refused(committed_tenant: Tenant) -> None:
+    with pytest.raises(ValueError, match="UUID"):
+        run_task("not-a-task", committed_tenant.pk)
+    assert isinstance(uuid7(), uuid.UUID)

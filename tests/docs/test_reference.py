@@ -1,0 +1,20 @@
+"""The generated pages are those that the code generates, and the environment is documented in full."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nooble.reference import PAGES
+from nooble.reference.settings import documented, names
+
+
+@pytest.mark.parametrize(("path", "render"), PAGES.items(), ids=[path.name for path in PAGES])
+def test_the_committed_page_is_what_the_code_generates(path: Path, render: Callable[[], str]) -> None:
+    assert path.read_text() == render(), "run `make docs`, or `.venv/bin/python manage.py docs`"
+
+
+def test_the_example_file_documents_exactly_the_variables_that_are_read() -> None:
+    variables = list(documented())
+    assert sorted(variable.name for variable in variables) == sorted(names())
+    assert [variable.name for variable in variables if not variable.meaning] == []

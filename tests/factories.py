@@ -1,0 +1,109 @@
+"""Rows for tests. Plain functions; names are random, so that nothing of one test is found by another."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from typing import Any
+
+from agents.actions import AgentCreateAction
+from agents.models import Agent
+from conversations.actions import ConversationAppendAction
+from conversations.models import Message, Session
+from core.actions.bus import enqueue, execute
+from core.ids import new_session_id
+from core.models import ApiKey, Task, Tenant, Tier
+from core.models.access import SCOPES
+from core.queues.names import Priority
+from core.tenancy import tenant_scope
+from execution.actions import ExecuteAgentAction
+from orchestrator.actions import WebSocketSendAction
+
+
+def random_slug(stem: str = "t") -> str:
+    return f"{stem}-{secrets.token_hex(8)}"
+
+
+def make_tenant(slug: str | None = None, **tier_fields: Any) -> Tenant:
+    """A tenant with a tier of its own."""
+    tier = Tier.objects.create(slug=random_slug("tier"), name="Tier", **tier_fields)
+    slug = slug or random_slug()
+    return Tenant.objects.create(id=slug, name=slug, tier=tier)
+
+
+def make_key(tenant: Tenant, scopes: tuple[str, ...] = SCOPES) -> tuple[ApiKey, str]:
+    """A saved API key and its text."""
+    key = ApiKey(tenant=tenant, name="test", scopes=list(scopes))
+    text = key.mint()
+    key.save()
+    return key, text
+
+
+def make_task(tenant: Tenant, **fields: Any) -> Task:
+    """A task's row and nothing else: nothing is published."""
+    defaults: dict[str, Any] = {
+        "global_task_id": uuid.uuid4(),
+        "action": "test.nothing",
+        "payload": {},
+        "queue": f"agent:{tenant.pk}:execute:normal",
+        "priority": 5,
+    }
+    task: Task = Task.unscoped.create(tenant=tenant, **{**defaults, **fields})
+    return task
+
+
+def make_agent(tenant: Tenant, *, slug: str | None = None, draft: bool = False, **config: Any) -> Agent:
+    """An agent with its version 1; the scripted echo unless `config` says otherwise."""
+    action = AgentCreateAction(
+        name="Test agent",
+        type="assistant",
+        slug=slug,
+        draft=draft,
+        config={"provider": "scripted", "model": "echo", **config},
+        actor="test",
+    )
+    with tenant_scope(tenant.pk):
+        created = execute(action)
+    agent: Agent = Agent.unscoped.select_related("version").get(pk=created.agent_id)
+    return agent
+
+
+def make_session(agent: Agent, key: str | None = None) -> Session:
+    session: Session = Session.unscoped.create(
+        tenant_id=agent.tenant_id, key=key or new_session_id(), agent=agent
+    )
+    return session
+
+
+def make_message(session: Session, role: str, text: str, task: Task | None = None, seq: int = 0) -> Message:
+    message: Message = Message.unscoped.create(
+        tenant_id=session.tenant_id, session=session, task=task, role=role, text=text, seq=seq
+    )
+    return message
+
+
+def make_run(session: Session, text: str, *, callback: bool = True) -> Task:
+    """A question and its task, as the front door leaves them for the worker."""
+    agent = session.agent
+    with tenant_scope(session.tenant_id):
+        task = enqueue(
+            ExecuteAgentAction(
+                agent_id=agent.pk,
+                version_id=agent.version_id,
+                session_id=session.key,
+                session_row_id=session.pk,
+                end_user="ada",
+            ),
+            priority=Priority.P5,
+            callback=(lambda task_id: WebSocketSendAction(session_id=session.key, task_id=task_id))
+            if callback
+            else None,
+            agent_id=agent.pk,
+            session_id=session.key,
+        )
+        execute(
+            ConversationAppendAction(
+                session_row_id=session.pk, task_id=task.pk, role="user", text=text, seq=0
+            )
+        )
+    return task
