@@ -25,9 +25,9 @@ class Channel(redis.Channel):
     def _create_client(self, asynchronous: bool = False) -> Any:
         """Stock kombu builds a client for every message and every ack, a tenth of a worker's CPU."""
         if asynchronous:
-            return super()._create_client(asynchronous=True)
+            return super()._create_client(asynchronous=True)  # type: ignore[misc]
         if self._pooled_client is None:
-            self._pooled_client = super()._create_client()
+            self._pooled_client = super()._create_client()  # type: ignore[misc]
         return self._pooled_client
 
     def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
