@@ -96,6 +96,7 @@ class VersionInline(LookOnly, TabularInline):  # type: ignore[misc]
     readonly_fields = fields
     ordering = ("-number",)
     per_page = 10
+    hide_title = True
     extra = 0
     tab = True
 

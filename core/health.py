@@ -40,6 +40,11 @@ def probe(domain: str) -> None:
     valkey.client().hset(_MARKS, domain, orjson.dumps(mark))
 
 
+def forget() -> None:
+    """No domain has been walked yet."""
+    valkey.client().delete(_MARKS)
+
+
 def read() -> tuple[bool, dict[str, Any]]:
     """Whether every domain has been walked in the last 30 s, and the state of each. Raises RedisError."""
     marks = valkey.client().hgetall(_MARKS)

@@ -8,7 +8,9 @@ from channels.routing import ProtocolTypeRouter, URLRouter
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nooble.settings")
 django.setup(set_prefix=False)
 
-from core.api.asgi import ThreadedASGIHandler  # noqa: E402 - models need the set-up
+from core.api.asgi import ThreadedASGIHandler
 from orchestrator.routing import websocket_urlpatterns
 
-application = ProtocolTypeRouter({"http": ThreadedASGIHandler(), "websocket": URLRouter(websocket_urlpatterns)})
+application = ProtocolTypeRouter(
+    {"http": ThreadedASGIHandler(), "websocket": URLRouter(websocket_urlpatterns)}
+)

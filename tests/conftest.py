@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
+from channels.layers import get_channel_layer
 from hypothesis import HealthCheck, settings
 
 from agents import selectors as agents
-from core import aio
+from core import aio, valkey
 from core import selectors as core
 from core.models import Tenant
 from execution.providers import registry as providers
@@ -51,7 +53,17 @@ def committed_tenant(transactional_db: None) -> Tenant:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def closed_providers() -> Iterator[None]:
-    """The worker's loop keeps a session to model servers; a process would close it at its end."""
+def stopped_loop() -> Iterator[None]:
+    """A worker's loop ends with its process; ours must not outlive the session's Valkey."""
     yield
-    aio.run(providers.close())
+    aio.run(_stop_everything())
+
+
+async def _stop_everything() -> None:
+    await providers.close()
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await get_channel_layer().flush()
+    await valkey.async_client().aclose()

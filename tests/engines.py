@@ -1,25 +1,25 @@
 """The session's own PostgreSQL and Valkey, started before Django is imported.
 
-Loaded by `-p tests.engines`. Where DATABASE_URL or REDIS_URL is set, that service is used instead.
+The root `conftest.py` calls `start`. Where DATABASE_URL or REDIS_URL is set, that service is used instead.
 Everything lies in a temporary NOOBLE_HOME that is deleted at the end.
 """
 
 from __future__ import annotations
 
+import atexit
 import base64
 import fcntl
 import os
 import tempfile
-from collections.abc import Generator
+import time
 from pathlib import Path
-
-import pytest
 
 from nooble.embedded import Engines, discard
 
 # Directly under /tmp, whatever TMPDIR says: socket paths are limited to about 100 bytes.
 HOMES = Path("/tmp")
 PREFIX = "nooble-test-"
+ABANDONED_SECONDS = 3600
 
 # What could make a test behave differently here than there, or reach out and spend money.
 UNWANTED = (
@@ -33,9 +33,8 @@ UNWANTED = (
 )
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None]:
-    """A wrapper, since pytest-django's `tryfirst` hook, which imports the settings, would run before ours."""
+def start() -> None:
+    """Start what is needed, say so in the environment, and stop it when this process ends."""
     _discard_abandoned_homes()
     home = Path(tempfile.mkdtemp(prefix=PREFIX, dir=HOMES))
     engines = Engines()
@@ -44,10 +43,11 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None
         engines.stop()
         discard(home)
 
-    early_config.add_cleanup(close)
+    atexit.register(close)
     for name in UNWANTED:
         os.environ.pop(name, None)
     os.environ |= {
+        "DJANGO_SETTINGS_MODULE": "nooble.settings",
         "NOOBLE_ENV": "test",
         "NOOBLE_HOME": str(home),
         "SECRET_KEY": "only-for-tests-" * 4,
@@ -63,13 +63,15 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None
         os.environ["DATABASE_URL"] = services.database_owner_url
     if not has_redis:
         os.environ["REDIS_URL"] = services.redis_url
-    yield
 
 
 def _discard_abandoned_homes() -> None:
-    """Deletes what sessions left behind that were killed: their lock is free, their engines are gone."""
+    """Deletes what killed sessions left behind: their lock is free, their engines are gone."""
     for lock in HOMES.glob(f"{PREFIX}*/lock"):
         try:
+            # A test of a session beside us may be between a stop and a start.
+            if time.time() - lock.stat().st_mtime < ABANDONED_SECONDS:
+                continue
             with open(lock, "rb+") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 discard(lock.parent)

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 CHANNEL = "nooble:cancel"
 
-_watches: dict[uuid.UUID, Watch] = {}
+_watches: dict[bytes, Watch] = {}  # by the task's id as a hint spells it
 _lock = threading.Lock()
 _listening: threading.Event | None = None
 
@@ -58,24 +58,28 @@ class Watch:
 def watching(task_id: uuid.UUID) -> Iterator[None]:
     """Hear hints for this task. Enter it before the claim: a hint can follow at once."""
     _listen()
-    _watches[task_id] = Watch()
+    _watches[_spelled(task_id)] = Watch()
     try:
         yield
     finally:
-        del _watches[task_id]
+        del _watches[_spelled(task_id)]
 
 
 def run_until_cancelled(task_id: uuid.UUID, coroutine: Coroutine[Any, Any, T]) -> T:
     """Run the coroutine on the process's loop. Raises concurrent.futures.CancelledError on a hint."""
-    return aio.run(_watches[task_id].guard(coroutine))
+    return aio.run(_watches[_spelled(task_id)].guard(coroutine))
 
 
 def hint(task_id: uuid.UUID) -> None:
     """Tell every worker process that the row of this task says `cancelling`."""
     try:
-        valkey.client().publish(CHANNEL, str(task_id))
+        valkey.client().publish(CHANNEL, _spelled(task_id))
     except redis.RedisError:
         logger.warning("no cancel hint for task %s: Valkey is away", task_id)
+
+
+def _spelled(task_id: uuid.UUID) -> bytes:
+    return str(task_id).encode()
 
 
 def _listen() -> None:
@@ -99,7 +103,7 @@ async def _listener(ready: threading.Event) -> None:
                         continue
                     if message["type"] == "subscribe":
                         ready.set()
-                    elif (watch := _watches.get(uuid.UUID(message["data"].decode()))) is not None:
+                    elif (watch := _watches.get(message["data"])) is not None:
                         watch.request()
         except (redis.RedisError, OSError) as error:
             logger.warning("listening for cancels failed: %s", error)

@@ -9,6 +9,7 @@ from django.contrib import admin
 from django.db.models import Count, QuerySet
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
+from unfold.widgets import UnfoldAdminTextareaWidget
 
 from core.admin.console import Console, display, link
 from core.admin.forms import LinesField
@@ -19,6 +20,7 @@ class TierForm(forms.ModelForm):  # type: ignore[type-arg]
     allowed_models = LinesField(
         label=_("Allowed models"),
         required=False,
+        widget=UnfoldAdminTextareaWidget({"rows": 5}),
         help_text=_("One name a line; an empty list allows all models."),
     )
 

@@ -100,7 +100,10 @@ class StatusAliasView(_TaskView):
 
 class CancelAliasView(_TaskView):
     @extend_schema(
-        operation_id="chat_cancel_task_alias", auth=[], request=CancelBody, responses={200: TaskCancelledAnswer}
+        operation_id="chat_cancel_task_alias",
+        auth=[],
+        request=CancelBody,
+        responses={200: TaskCancelledAnswer},
     )
     def post(self, request: Request) -> Response:
         """Like `POST /api/v1/chat/cancel/{task_id}`, ids in the body."""

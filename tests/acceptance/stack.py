@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import struct
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from socket import SO_LINGER, SOL_SOCKET
 from typing import Any, TypeVar
 
 import psutil
@@ -46,12 +48,12 @@ def new_model(name: str) -> str:
     return f"{name}{'&' if '?' in name else '?'}mark={secrets.token_hex(6)}"
 
 
-def wait_for(look: Callable[[], T], seconds: float = PATIENCE) -> T:
-    """What `look` gives as soon as it is true."""
-    deadline = time.monotonic() + seconds
+def wait_for(look: Callable[[], T], **condition: T) -> T:
+    """What `look` gives as soon as it is true, or `equal_to` something."""
+    deadline = time.monotonic() + PATIENCE
     while True:
         found = look()
-        if found:
+        if found == condition["equal_to"] if condition else found:
             return found
         assert time.monotonic() < deadline, f"did not happen in time; the last look gave {found!r}"
         time.sleep(0.02)
@@ -194,6 +196,11 @@ class Socket:
         """Whether a ping is the next thing that is answered."""
         self.say('{"action": "ping"}')
         return self.answer() == {"event": "pong"}
+
+    def vanish(self) -> None:
+        """The connection is reset, without a word."""
+        self.connection.socket.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.socket.close()
 
     def closing(self) -> int:
         """The code with which the server closes the socket, whatever it sends before."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
@@ -237,13 +238,22 @@ def test_a_run_keeps_the_version_that_was_in_force_when_it_was_asked_for(stack: 
 def test_changes_at_the_same_time_are_versions_one_after_another(stack: Stack) -> None:
     agent = create(stack)
     path = f"{AGENTS}/{agent['agent_id']}"
-    versions = [
-        stack.request("PATCH", path, json={"config": {"max_turns": turns}}, key=stack.demo.key).json()[
-            "version"
-        ]
-        for turns in range(20, 25)
-    ]
-    assert versions == [2, 3, 4, 5, 6]
+
+    def change(turns: int) -> int:
+        body = {"config": {"max_turns": turns}}
+        return int(stack.request("PATCH", path, json=body, key=stack.demo.key).json()["version"])
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        versions = list(pool.map(change, range(20, 28)))
+    assert sorted(versions) == list(range(2, 10))
+    assert stack.request("GET", path, key=stack.demo.key).json()["version"] == 9
+
+
+def test_agents_of_one_name_that_are_made_at_the_same_time_all_get_a_slug(stack: Stack) -> None:
+    name = f"Twin {uuid.uuid4().hex[:8]}"
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        agents = list(pool.map(lambda _: create(stack, name=name), range(8)))
+    assert len({agent["slug"] for agent in agents}) == 8
 
 
 # --- Delete -----------------------------------------------------------------------------------------

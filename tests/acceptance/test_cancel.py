@@ -12,7 +12,7 @@ import pytest
 from tests.acceptance.stack import Socket, Stack, Turn, new_model, new_session, wait_for
 
 SEED = 20261120
-RACES = 60
+RACES = 120
 
 
 def started(stack: Stack, socket: Socket, model: str, session_id: str) -> tuple[str, Turn]:
@@ -133,13 +133,22 @@ def test_what_is_over_cannot_be_cancelled(stack: Stack, only_if_queued: str) -> 
         assert stack.status(task_id) == before
 
 
-def test_only_if_queued_leaves_a_run_alone(stack: Stack) -> None:
+@pytest.mark.parametrize("way", ["query", "body", "alias", "socket"])
+def test_only_if_queued_leaves_a_run_alone(stack: Stack, way: str) -> None:
     model, session_id = new_model("fake-stall?tokens=4"), new_session()
     with stack.socket(session_id) as socket:
         task_id, heard = started(stack, socket, model, session_id)
-        response = stack.cancel(task_id, params={"only_if_queued": "true"})
-        assert response.status_code == 409
-        assert response.json()["error"]["type"] == "CannotCancel"
+        body = {"task_id": task_id, "only_if_queued": True}
+        if way == "query":
+            answer = stack.cancel(task_id, params={"only_if_queued": "true"}).json()
+        elif way == "body":
+            answer = stack.cancel(task_id, json={"only_if_queued": True}).json()
+        elif way == "alias":
+            answer = stack.request("POST", "/api/chat/cancel", json=body).json()
+        else:
+            answer = socket.act("chat.cancel_task", **body)
+        assert answer["success"] is False
+        assert answer["error"]["type"] == "CannotCancel"
         assert stack.status(task_id)["status"] == "processing"
         assert stack.model.entry(model)["outcome"] == "running"
         assert stack.cancel(task_id).status_code == 200

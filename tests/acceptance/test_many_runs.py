@@ -40,10 +40,8 @@ def test_no_database_connection_is_held_while_models_speak(stack: Stack) -> None
     asked = [stack.ask(agent_id)["task_id"] for _ in range(SPEAKING)]
 
     def speaking() -> bool:
-        entries = stack.model.entries(model)
-        return (
-            len([entry for entry in entries if (entry["outcome"], entry["tokens"]) == ("running", 3)]) == 80
-        )
+        entries = [(entry["outcome"], entry["tokens"]) for entry in stack.model.entries(model)]
+        return entries == [("running", 3)] * SPEAKING
 
     wait_for(speaking)
     in_use = """
@@ -51,7 +49,7 @@ def test_no_database_connection_is_held_while_models_speak(stack: Stack) -> None
         WHERE usename = 'nooble_app' AND state <> 'idle' AND backend_type = 'client backend'
     """
     # The probe's and our own questions pass; no run's connection stays.
-    wait_for(lambda: stack.rows(in_use) == [(0,)])
+    wait_for(lambda: stack.rows(in_use), equal_to=[(0,)])
     assert {stack.status(task_id)["status"] for task_id in asked} == {"processing"}
     # The worker does other work meanwhile.
     other = stack.ask(stack.agent("fake?tokens=2"))

@@ -6,6 +6,8 @@ import asyncio
 import json
 import re
 import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import datetime
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from bench.fake_model import answer_text
-from tests.acceptance.stack import PROTOCOL, Event, Stack, new_session, wait_for
+from tests.acceptance.stack import PATIENCE, PROTOCOL, Event, Stack, new_session, wait_for
 
 NOBODY = "01a1f858-0000-7000-8000-000000000000"
 EMOJI = "🙂 flag 🇪🇸 family 👩‍👩‍👧‍👦 é e\u0301 日本語 \U0001f600" * 20
@@ -259,6 +261,12 @@ def test_ping_is_answered_by_pong(stack: Stack) -> None:
         assert socket.receive()["event"] == "pong"
 
 
+def test_the_server_pings_too(stack: Stack) -> None:
+    with stack.socket(new_session()) as socket:
+        for _ in range(2):
+            assert json.loads(socket.connection.recv(timeout=PATIENCE)) == {"event": "ping"}
+
+
 def test_a_message_in_fragments_is_one_message(stack: Stack) -> None:
     with stack.socket(new_session()) as socket:
         socket.connection.send(iter(['{"act', 'ion":', ' "ping"}']))
@@ -329,6 +337,8 @@ def test_what_is_no_action_is_answered_by_an_error_and_the_socket_lives(
         ({"action": "chat.send_message", "agent_id": 5}, "ValidationFailed", "agent_id"),
         ({"action": "chat.send_message", "agent_id": NOBODY}, "AgentNotFound", None),
         ({"action": "chat.send_message", "priority": "urgent"}, "ValidationFailed", "priority"),
+        ({"action": "chat.send_message", "priority": None}, "ValidationFailed", "priority"),
+        ({"action": "chat.send_message", "priority": []}, "ValidationFailed", "priority"),
         ({"action": "chat.send_message", "user_info": 5}, "ValidationFailed", "user_info"),
         ({"action": "chat.send_message", "metadata": []}, "ValidationFailed", "metadata"),
         ({"action": "chat.get_status"}, "ValidationFailed", "task_id"),
@@ -480,17 +490,50 @@ def test_a_broadcast_reaches_the_tenants_open_sockets_and_no_others(stack: Stack
 
 
 def test_the_number_of_open_sockets_is_told(stack: Stack) -> None:
-    def connections() -> int:
-        stats = stack.request("GET", "/ws/stats")
-        assert stats.status_code == 200
-        return int(stats.json()["connections"])
-
-    wait_for(lambda: connections() == 0)
+    wait_for(lambda: connections(stack), equal_to=0)
     with stack.socket(new_session()), stack.socket(new_session(), tenant="other"):
-        wait_for(lambda: connections() == 2)
+        wait_for(lambda: connections(stack), equal_to=2)
         with stack.socket(new_session()):
-            wait_for(lambda: connections() == 3)
-        wait_for(lambda: connections() == 2)
-    wait_for(lambda: connections() == 0)
-    anonymous = stack.request("GET", "/ws/stats").text
-    assert not [tenant for tenant in stack.tenants if f'"{tenant}"' in anonymous]
+            wait_for(lambda: connections(stack), equal_to=3)
+        wait_for(lambda: connections(stack), equal_to=2)
+    wait_for(lambda: connections(stack), equal_to=0)
+
+
+def connections(stack: Stack) -> int:
+    stats = stack.request("GET", "/ws/stats")
+    assert stats.status_code == 200
+    return int(stats.json()["connections"])
+
+
+def test_clients_that_leave_in_the_middle_of_an_answer_break_nothing(stack: Stack) -> None:
+    """Politely, 100 times while frames are on their way: the log tells of no exception."""
+    agent_id, session_id = stack.agent("fake-endless?interval=0.001"), new_session()
+    asked = stack.ask(agent_id, session_id=session_id)
+
+    def leave(_: int) -> None:
+        with stack.socket(session_id, token=asked["resume_token"], after=0) as socket:
+            socket.until("agent_response_token")
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        list(pool.map(leave, range(100)))
+    stack.cancel(asked["task_id"])
+    assert stack.finished(asked["task_id"])["status"] == "cancelled"
+    wait_for(lambda: connections(stack), equal_to=0)
+
+
+def test_sockets_that_vanish_without_a_goodbye_leave_nothing_behind(stack: Stack) -> None:
+    """20 sockets of one session are reset in the middle of its answer; the last one hears all of it."""
+    agent_id, session_id = stack.agent("fake?tokens=60&interval=0.01"), new_session()
+    with stack.socket(session_id) as bystander:
+        before = connections(stack)
+        with ExitStack() as cleanup:
+            victims = [cleanup.enter_context(stack.socket(session_id)) for _ in range(20)]
+            stack.ask(agent_id, session_id=session_id)
+            for victim in victims:
+                victim.until("agent_response_token")
+                victim.vanish()
+        assert bystander.turn().check().text == answer_text(60)
+        wait_for(lambda: connections(stack), equal_to=before)
+        # The pings go on, too: two of them, since one may have been on its way.
+        heard = [json.loads(bystander.connection.recv(timeout=PATIENCE)) for _ in range(2)]
+        assert heard == [{"event": "ping"}] * 2

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
+from nooble.env import ROOT
 from nooble.reference import PAGES
 from nooble.reference.settings import documented, names
 
@@ -18,3 +20,11 @@ def test_the_example_file_documents_exactly_the_variables_that_are_read() -> Non
     variables = list(documented())
     assert sorted(variable.name for variable in variables) == sorted(names())
     assert [variable.name for variable in variables if not variable.meaning] == []
+
+
+def test_compose_hands_on_every_variable() -> None:
+    """A variable that compose does not name never reaches a container, whatever .env says."""
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    of_make_run = {"NOOBLE_HOME", "NOOBLE_DEV_PUBLIC", "HOST", "PORT"}
+    for service in ("migrate", "web", "agents", "domains", "beat"):
+        assert set(names()) - of_make_run <= set(services[service]["environment"]), service

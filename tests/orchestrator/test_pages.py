@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import uuid
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,14 +15,11 @@ from django.utils import translation
 
 from agents.actions import AgentCreateAction, AgentDeleteAction, AgentResource, AgentUpdateAction
 from core.actions.bus import execute
-from core.models import Tenant, Tier
+from core.models import Tenant
 from core.tenancy import tenant_scope
 
-pytestmark = [
-    pytest.mark.django_db(transaction=True),
-    # There is no collected folder of static files here, and none is needed.
-    pytest.mark.filterwarnings("ignore:No directory at"),
-]
+# There is no collected folder of static files here, and none is needed.
+pytestmark = [pytest.mark.django_db, pytest.mark.filterwarnings("ignore:No directory at")]
 
 HOSTILE = """<script>alert(1)</script>"'&<img src=x onerror=alert(1)>{{ 7|add:7 }}"""
 
@@ -43,15 +40,9 @@ class Tags(HTMLParser):
         self.text += data
 
 
-@pytest.fixture
-def tenant_id() -> str:
-    tier = Tier.objects.create(slug=uuid.uuid4().hex, name="Test")
-    return str(Tenant.objects.create(id=uuid.uuid4().hex, name="Test", tier=tier).pk)
-
-
-def make_agent(tenant_id: str, **fields: Any) -> AgentResource:
+def make_agent(tenant: Tenant, **fields: Any) -> AgentResource:
     config = {"provider": "scripted", "model": "echo", "greeting": fields.pop("greeting", "")}
-    with tenant_scope(tenant_id):
+    with tenant_scope(tenant.pk):
         fields = {"name": "Ada", "type": "assistant", "actor": "test"} | fields
         return execute(AgentCreateAction(config=config, **fields))
 
@@ -62,8 +53,8 @@ def config_of(page: Tags) -> dict[str, Any]:
     return found
 
 
-def test_a_published_agent_has_a_page_with_its_name_and_greeting(tenant_id: str, client: Client) -> None:
-    agent = make_agent(tenant_id, greeting="Good morning.\nWhat is it?")
+def test_a_published_agent_has_a_page_with_its_name_and_greeting(tenant: Tenant, client: Client) -> None:
+    agent = make_agent(tenant, greeting="Good morning.\nWhat is it?")
     response = client.get(f"/chat/{agent.agent_id}")
     assert response.status_code == 200
     assert response["Content-Type"] == "text/html; charset=utf-8"
@@ -72,36 +63,36 @@ def test_a_published_agent_has_a_page_with_its_name_and_greeting(tenant_id: str,
     assert "Good morning.\nWhat is it?" in page.text
     config = config_of(page)
     assert config["agent_id"] == str(agent.agent_id)
-    assert config["sockets"] == f"ws://testserver/ws/{tenant_id}/"
+    assert config["sockets"] == f"ws://testserver/ws/{tenant.pk}/"
 
 
-def test_behind_https_the_sockets_are_secure_too(tenant_id: str, client: Client) -> None:
-    agent = make_agent(tenant_id)
+def test_behind_https_the_sockets_are_secure_too(tenant: Tenant, client: Client) -> None:
+    agent = make_agent(tenant)
     response = client.get(f"/chat/{agent.agent_id}", secure=True)
-    assert config_of(Tags(response.text))["sockets"] == f"wss://testserver/ws/{tenant_id}/"
+    assert config_of(Tags(response.text))["sockets"] == f"wss://testserver/ws/{tenant.pk}/"
     assert "connect-src 'self' wss://testserver;" in response["Content-Security-Policy"]
 
 
-def test_a_new_name_is_shown_at_once(tenant_id: str, client: Client) -> None:
-    agent = make_agent(tenant_id)
+def test_a_new_name_is_shown_at_once(tenant: Tenant, client: Client) -> None:
+    agent = make_agent(tenant)
     assert "Ada" in client.get(f"/chat/{agent.agent_id}").text
-    with tenant_scope(tenant_id):
+    with tenant_scope(tenant.pk):
         execute(AgentUpdateAction(agent_id=agent.agent_id, name="Grace", actor="test"))
     text = client.get(f"/chat/{agent.agent_id}").text
     assert "Grace" in text
     assert "Ada" not in text
 
 
-def test_hostile_names_and_greetings_are_text(tenant_id: str, client: Client) -> None:
-    agent = make_agent(tenant_id, name=HOSTILE, greeting=HOSTILE)
+def test_hostile_names_and_greetings_are_text(tenant: Tenant, client: Client) -> None:
+    agent = make_agent(tenant, name=HOSTILE, greeting=HOSTILE)
     page = Tags(client.get(f"/chat/{agent.agent_id}").text)
     assert page.text.count(HOSTILE) == 3  # title, heading, greeting
     assert config_of(page)["agent_name"] == HOSTILE
     assert [tag for tag, _ in page.found if tag in ("img", "script")] == ["script"]
 
 
-def test_nothing_in_the_page_needs_more_than_the_policy_allows(tenant_id: str, client: Client) -> None:
-    agent = make_agent(tenant_id)
+def test_nothing_in_the_page_needs_more_than_the_policy_allows(tenant: Tenant, client: Client) -> None:
+    agent = make_agent(tenant)
     for path in (f"/chat/{agent.agent_id}", "/chat/nobody", "/"):
         response = client.get(path)
         policy = dict(part.split(" ", 1) for part in response["Content-Security-Policy"].split("; "))
@@ -126,16 +117,16 @@ def test_an_agent_that_is_none_gets_a_page_that_says_so(path: str, client: Clien
     assert "<h1>Agent not found</h1>" in response.text
 
 
-def test_drafts_and_deleted_agents_have_no_page(tenant_id: str, client: Client) -> None:
-    draft, gone = make_agent(tenant_id, draft=True), make_agent(tenant_id)
-    with tenant_scope(tenant_id):
+def test_drafts_and_deleted_agents_have_no_page(tenant: Tenant, client: Client) -> None:
+    draft, gone = make_agent(tenant, draft=True), make_agent(tenant)
+    with tenant_scope(tenant.pk):
         execute(AgentDeleteAction(agent_id=gone.agent_id, actor="test"))
     assert client.get(f"/chat/{draft.agent_id}").status_code == 404
     assert client.get(f"/chat/{gone.agent_id}").status_code == 404
 
 
-def test_only_reading_is_possible(tenant_id: str) -> None:
-    agent = make_agent(tenant_id)
+def test_only_reading_is_possible(tenant: Tenant) -> None:
+    agent = make_agent(tenant)
     client = Client(enforce_csrf_checks=True)
     assert client.head(f"/chat/{agent.agent_id}").status_code == 200
     response = client.post(f"/chat/{agent.agent_id}")
@@ -143,8 +134,8 @@ def test_only_reading_is_possible(tenant_id: str) -> None:
     assert response.json()["error"]["type"] == "MethodNotAllowed"
 
 
-def test_the_page_speaks_the_readers_language(tenant_id: str, client: Client) -> None:
-    agent = make_agent(tenant_id)
+def test_the_page_speaks_the_readers_language(tenant: Tenant, client: Client) -> None:
+    agent = make_agent(tenant)
     english = client.get(f"/chat/{agent.agent_id}", headers={"accept-language": "de, en;q=0.5"})
     spanish = client.get(f"/chat/{agent.agent_id}", headers={"accept-language": "es-AR, en;q=0.5"})
     assert '<html lang="en">' in english.text
@@ -156,8 +147,8 @@ def test_the_page_speaks_the_readers_language(tenant_id: str, client: Client) ->
         assert config_of(Tags(spanish.text))["strings"]["stopped"] == translation.gettext("Stopped")
 
 
-def test_no_cookie_is_set(tenant_id: str, client: Client) -> None:
-    agent = make_agent(tenant_id)
+def test_no_cookie_is_set(tenant: Tenant, client: Client) -> None:
+    agent = make_agent(tenant)
     assert not client.get(f"/chat/{agent.agent_id}").cookies
 
 
@@ -177,7 +168,7 @@ def test_the_favicon_is_found_under_its_usual_name(client: Client) -> None:
 def test_the_script_makes_nodes_and_never_markup() -> None:
     """The policy's Trusted Types enforce it too, in the browsers that know them."""
     script = finders.find("orchestrator/chat.js")
-    with open(script) as file:
-        source = file.read()
+    assert script is not None
+    source = Path(script).read_text()
     for danger in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function"):
         assert danger not in source

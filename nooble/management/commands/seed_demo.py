@@ -13,6 +13,7 @@ from django.db import transaction
 
 from agents.actions import AgentCreateAction, AgentUpdateAction
 from agents.models import Agent
+from core import health
 from core.actions.bus import execute
 from core.models import ApiKey, Tenant, Tier
 from core.models.access import SCOPES
@@ -35,6 +36,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         if settings.NOOBLE_ENV != "dev":
             raise CommandError("demo data exist only in dev")
+        health.forget()  # what the last start's workers could do says nothing about this one's
         kept = _Kept(settings.NOOBLE_HOME / "demo-access.json")
         with transaction.atomic():
             tier, _ = Tier.objects.get_or_create(slug=DEMO, defaults={"name": "Demo"})

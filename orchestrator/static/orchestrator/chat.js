@@ -27,6 +27,17 @@ const fill = (text, values) => text.replace(/\{(\w+)\}/g, (whole, name) => value
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const comeback = () => new Promise((resolve) => addEventListener("online", resolve, { once: true }));
 
+/** A page in the background gets no frames, but a reader who comes back finds it up to date. */
+function nextFrame(write) {
+  const once = () => {
+    cancelAnimationFrame(frame);
+    clearTimeout(timer);
+    write();
+  };
+  const frame = requestAnimationFrame(once);
+  const timer = setTimeout(once, 200);
+}
+
 /** Backoff: 1 s, growing by half up to 30 s, spread so that clients do not come back in step. */
 const backoff = (failures) => Math.min(30_000, 1000 * 1.5 ** failures) * (0.5 + Math.random() / 2);
 
@@ -354,12 +365,12 @@ class Prose {
   #ask() {
     if (this.#asked) return;
     this.#asked = true;
-    requestAnimationFrame((now) => this.#frame(now));
+    nextFrame(() => this.#frame());
   }
 
-  #frame(now) {
-    if (now - this.#wroteAt < 8 * this.#cost) {
-      requestAnimationFrame((next) => this.#frame(next));
+  #frame() {
+    if (performance.now() - this.#wroteAt < 8 * this.#cost) {
+      nextFrame(() => this.#frame());
       return;
     }
     this.#asked = false;
@@ -935,8 +946,7 @@ class Chat {
     for (const item of items) {
       const known = this.#turns.get(item.task_id ?? `message ${item.id}`);
       if (item.role === "user") {
-        last = known ?? this.#adopt(item);
-        if (last.question === null) last.ask(item.text);
+        last = typeof known?.question === "string" ? known : this.#adopt(item);
       } else {
         const turn = known ?? last;
         if (turn?.open) turn.finish(item.text, item.finish_reason);
@@ -944,7 +954,7 @@ class Chat {
     }
   }
 
-  /** A question that we have no turn for: one whose sending seemed to fail, or another tab's. */
+  /** A question that is new to us: one whose sending seemed to fail, or another tab's. */
   #adopt(item) {
     const task = item.task_id ?? `message ${item.id}`;
     if (this.#unsent?.phase === "unsent" && this.#unsent.question === item.text) {
@@ -952,7 +962,9 @@ class Chat {
       this.#unsent = null;
       return this.#bind(turn, task);
     }
-    return this.#turnOf(task);
+    const turn = this.#turnOf(task);
+    turn.ask(item.text);
+    return turn;
   }
 
   /** The task of a turn is known now; the socket may have told of it before. */

@@ -76,10 +76,7 @@ def test_an_inner_actions_error_ends_the_outer_one_even_when_it_is_caught(commit
             pass
         return NoteResult(text="nothing happened")
 
-    try:
-        execute(NoteAction())
-    except Exception as error:
-        assert isinstance(error, (Conflict, transaction.TransactionManagementError))
+    execute(NoteAction())
     assert not Task.unscoped.exists()
 
 
@@ -139,12 +136,12 @@ def test_answer_when_the_database_is_away(transactional_db: None) -> None:
 def test_answer_tells_callers_nothing_of_a_bug_and_the_log_everything(
     transactional_db: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    handles(NoteAction)(raising(RuntimeError("the secret is 42")))
+    handles(NoteAction)(raising(RuntimeError("the secret is plum")))
     result, error = answer(NoteAction())
     assert error is not None
     assert error.http_status == 500
-    assert "42" not in result.model_dump_json()
-    assert "the secret is 42" in caplog.text
+    assert "plum" not in result.model_dump_json()
+    assert "the secret is plum" in caplog.text
 
 
 def test_actions_are_frozen_and_closed() -> None:
@@ -217,12 +214,12 @@ def test_a_task_is_published_after_the_commit_and_not_before(
 
 def test_the_message_carries_ids_and_nothing_else(committed_tenant: Tenant, waiting: Waiting) -> None:
     with tenant_scope(committed_tenant.pk):
-        task = enqueue(NoteAction(text="the secret is 42"))
+        task = enqueue(NoteAction(text="the secret is plum"))
     [message] = waiting("orchestrator", task.pk)
     assert message["headers"]["kwargsrepr"] == repr(
         {"task_id": str(task.pk), "tenant_id": committed_tenant.pk}
     )
-    assert "42" not in str(message)
+    assert "plum" not in str(message)
 
 
 def test_a_rollback_publishes_nothing(committed_tenant: Tenant, waiting: Waiting) -> None:

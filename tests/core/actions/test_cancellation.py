@@ -10,11 +10,11 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 
-from core import valkey
+from core import aio, valkey
 from core.actions import cancellation
-from core.actions.cancellation import CHANNEL, hint, run_until_cancelled, watching
+from core.actions.cancellation import hint, run_until_cancelled, watching
 
-PATIENCE = 30
+PATIENCE = 10
 
 
 @pytest.fixture
@@ -161,16 +161,19 @@ def test_an_error_of_the_run_reaches_its_thread_and_the_watch_ends() -> None:
 
 @pytest.mark.parametrize("noise", [b"", b"not a task", b"\xff\xfe"])
 def test_noise_on_the_channel_does_not_deafen_the_process(
-    noise: bytes, monkeypatch: pytest.MonkeyPatch
+    noise: bytes, monkeypatch: pytest.MonkeyPatch, thread: ThreadPoolExecutor
 ) -> None:
-    monkeypatch.setattr(cancellation, "_listening", None)  # a listener of this test's own
+    # A channel and a listener of this test's own.
+    monkeypatch.setattr(cancellation, "CHANNEL", f"nooble:test:{uuid.uuid4()}")
+    monkeypatch.setattr(cancellation, "_listening", None)
     run = Run()
     run.may_end.set()
-    with ThreadPoolExecutor(1) as threads:
-        end = threads.submit(run.watched)
-        assert run.started.wait(PATIENCE)
-        monkeypatch.setattr(cancellation, "_watches", {})
-        monkeypatch.undo()
-        valkey.client().publish(CHANNEL, noise)
-        hint(run.task_id)
+    end = thread.submit(run.watched)
+    assert run.started.wait(PATIENCE)
+    valkey.client().publish(cancellation.CHANNEL, noise)
+    hint(run.task_id)
+    try:
         assert end.result(PATIENCE) == "the text so far"
+    finally:
+        if run.task_id in cancellation._watches:
+            aio.loop().call_soon_threadsafe(cancellation._watches[run.task_id].request)

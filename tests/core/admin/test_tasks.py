@@ -28,7 +28,7 @@ def _change(task: Task) -> str:
 def _found(client: Client, **query: str) -> set[uuid.UUID]:
     page = client.get(LIST, query)
     assert page.status_code == 200
-    return {task.pk for task in page.context_data["cl"].result_list}  # type: ignore[attr-defined]
+    return {task.pk for task in page.context["cl"].result_list}
 
 
 def test_search_and_filters(admin_client: Client, tenant: Tenant) -> None:

@@ -77,7 +77,9 @@ def test_the_docstring_tells_exactly_these_arrows() -> None:
             origins, ends, method = match.groups()
             told |= {(a.strip(), b.strip(), method) for a in origins.split(",") for b in ends.split(",")}
     tested = {
-        (origin, end, move.split()[0]) for move, (_, arrows) in MOVES.items() for origin, end in arrows.items()
+        (origin, end, move.split()[0])
+        for move, (_, arrows) in MOVES.items()
+        for origin, end in arrows.items()
     }
     assert told == tested
 
