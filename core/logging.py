@@ -20,3 +20,10 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return _control.sub(_escape, super().format(record))
+
+
+class UnexpectedAnswers(logging.Filter):
+    """Django logs every answer from 400 on; what a caller did wrong, or waits for, is no news."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return getattr(record, "status_code", 500) == 500

@@ -9,6 +9,7 @@ from urllib.parse import parse_qs
 
 from asgiref.sync import sync_to_async
 from channels.generic.websocket import AsyncWebsocketConsumer
+from django.conf import settings
 from django.db import close_old_connections
 from django.http import HttpRequest
 from django.utils import translation
@@ -222,8 +223,11 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         return action
 
     def _address(self, path: str) -> str:
-        host = dict(self.scope["headers"]).get(b"host", b"").decode("latin-1")
-        return f"{self.scope.get('scheme', 'ws')}://{host}{path}"
+        headers = dict(self.scope["headers"])
+        trusted = settings.SECURE_PROXY_SSL_HEADER is not None
+        secure = self.scope["scheme"] == "wss" or (trusted and headers.get(b"x-forwarded-proto") == b"https")
+        host = headers.get(b"host", b"").decode("latin-1")
+        return f"{'wss' if secure else 'ws'}://{host}{path}"
 
     async def _in_thread(self, function: Any, *args: Any) -> Any:
         def call() -> Any:

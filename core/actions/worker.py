@@ -64,7 +64,7 @@ def _run(task: Task) -> Settlement:
         # The wall between one task and the worker that runs a hundred others.
         logger.exception("task %s (%s) failed", task.pk, task.action)
         error = InternalError()
-    return Settlement(Task.Status.FAILED, error={"error": str(error), "error_type": error.type})
+    return Settlement(Task.Status.FAILED, error=error.as_dict())
 
 
 def _settle(task: Task, settlement: Settlement) -> None:

@@ -7,9 +7,12 @@ LOGGING = {
     "disable_existing_loggers": False,
     "formatters": {"line": {"()": "core.logging.LineFormatter"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "filters": {"unexpected": {"()": "core.logging.UnexpectedAnswers"}},
     "root": {"handlers": ["stderr"], "level": environment().log_level},
     "loggers": {
-        "django.request": {"level": "ERROR"},
+        "django.request": {"filters": ["unexpected"]},
+        "django.security.DisallowedHost": {"level": "CRITICAL"},  # a stranger's mistake
+        "celery.beat": {"level": "WARNING"},
         "django.server": {"level": "WARNING"},
         "daphne": {"level": "WARNING"},
         "django.channels.server": {"level": "WARNING"},

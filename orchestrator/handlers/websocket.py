@@ -9,6 +9,7 @@ from core import aio
 from core.actions.registry import handles
 from core.events.log import append
 from core.events.publisher import publish_to_tenant
+from core.events.tasks import StatusUpdate, envelope_of
 from core.models import Task
 from core.tenancy import current_tenant_id
 from execution.events import (
@@ -22,11 +23,9 @@ from orchestrator.events import (
     Broadcast,
     Failure,
     OrchestratorEvent,
-    StatusUpdate,
     TaskCompleted,
     TaskFailed,
     TaskWasCancelled,
-    envelope_of,
 )
 
 
