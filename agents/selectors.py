@@ -27,7 +27,6 @@ class PinnedVersion:
     """A version as a run needs it: immutable, so it may be kept for ever."""
 
     agent_id: uuid.UUID
-    agent_name: str
     tenant_id: str
     number: int
     config: AgentConfig
@@ -35,6 +34,7 @@ class PinnedVersion:
 
 # A change is in force within a second in every process, without a message.
 _live: TimedCache[uuid.UUID, LiveAgent] = TimedCache(seconds=1.0)
+_names: TimedCache[uuid.UUID, str] = TimedCache(seconds=1.0)
 
 
 def agent_live(agent_id: uuid.UUID) -> LiveAgent:
@@ -57,14 +57,23 @@ def _load_live(agent_id: uuid.UUID) -> LiveAgent | None:
 @functools.lru_cache(maxsize=4096)
 def agent_version(version_id: int) -> PinnedVersion:
     """The version, whose agent may be deleted by now."""
-    version = AgentVersion.unscoped.select_related("agent").get(pk=version_id)
+    version = AgentVersion.unscoped.get(pk=version_id)
     return PinnedVersion(
         version.agent_id,
-        version.agent.name,
         version.tenant_id,
         version.number,
         AgentConfig(**version.config),
     )
+
+
+def agent_name(agent_id: uuid.UUID) -> str:
+    """What the agent is called now, also when it is deleted."""
+    return _names.get(agent_id, _load_name) or ""
+
+
+def _load_name(agent_id: uuid.UUID) -> str | None:
+    found: str | None = Agent.unscoped.filter(pk=agent_id).values_list("name", flat=True).first()
+    return found
 
 
 def agent_get(agent_id: uuid.UUID) -> Agent:

@@ -12,7 +12,7 @@ from typing import Any
 from django.conf import settings
 from django.db import connection
 
-from agents.selectors import PinnedVersion, agent_version
+from agents.selectors import PinnedVersion, agent_name, agent_version
 from conversations.actions import ConversationAppendAction
 from conversations.selectors import session_history
 from core import aio
@@ -84,7 +84,7 @@ def execute_agent(action: ExecuteAgentAction, task: Task) -> Settlement:
 def _load(action: ExecuteAgentAction, task: Task, version: PinnedVersion) -> RunContext:
     turns = session_history(action.session_row_id, task_origin(task))
     return RunContext(
-        agent_name=version.agent_name,
+        agent_name=agent_name(action.agent_id),
         config=version.config,
         history=tuple(ChatMessage(turn.role, turn.text) for turn in turns),  # type: ignore[arg-type]
         session_id=action.session_id,

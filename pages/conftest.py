@@ -1,18 +1,18 @@
 """A whole platform in a temporary home, and a browser that looks at it.
 
-CHROMIUM names the browser's program; without it, Playwright's own is used.
+The browser is the program that CHROMIUM names, else the system's Chromium, else Playwright's own.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from nooble.embedded import discard
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 120
@@ -85,24 +87,25 @@ class Platform:
 @pytest.fixture(scope="session")
 def platform() -> Iterator[Platform]:
     # Directly under /tmp: socket paths are limited to about 100 bytes.
-    with tempfile.TemporaryDirectory(prefix="nooble-pages-", dir="/tmp") as home:
-        environment = {name: value for name, value in os.environ.items() if name not in UNWANTED}
-        environment |= {"NOOBLE_HOME": home, "HOST": "127.0.0.1", "PORT": "0"}
-        with open(Path(home) / "output", "wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "nooble.run"],
-                cwd=ROOT,
-                env=environment,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        try:
-            demo = _wait_for_demo(process, Path(home))
-            yield Platform(demo["base_url"], demo["api_key"])
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
+    home = Path(tempfile.mkdtemp(prefix="nooble-pages-", dir="/tmp"))
+    environment = {name: value for name, value in os.environ.items() if name not in UNWANTED}
+    environment |= {"NOOBLE_HOME": str(home), "HOST": "127.0.0.1", "PORT": "0"}
+    with open(home / "output", "wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "nooble.run"],
+            cwd=ROOT,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        demo = _wait_for_demo(process, home)
+        yield Platform(demo["base_url"], demo["api_key"])
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        discard(home)
 
 
 def _wait_for_demo(process: subprocess.Popen[bytes], home: Path) -> dict[str, Any]:
@@ -119,7 +122,7 @@ def _wait_for_demo(process: subprocess.Popen[bytes], home: Path) -> dict[str, An
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=os.environ.get("CHROMIUM") or None, args=ARGUMENTS
+            executable_path=os.environ.get("CHROMIUM") or shutil.which("chromium"), args=ARGUMENTS
         )
         yield browser
         browser.close()

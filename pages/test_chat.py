@@ -92,7 +92,7 @@ def test_enter_sends_and_shift_enter_does_not(platform: Platform, page: Page) ->
     # While an input method composes a word, Enter belongs to it.
     page.evaluate(
         """document.getElementById("message").dispatchEvent(
-            new KeyboardEvent("keydown", {key: "Enter", isComposing: true, bubbles: true, cancelable: true}))"""
+            new KeyboardEvent("keydown", {key: "Enter", isComposing: true, bubbles: true}))"""
     )
     assert not page.locator(".turn").count()
     page.click("#send")
@@ -510,7 +510,8 @@ def test_a_reader_who_scrolls_up_is_left_in_peace(
 HOSTILE = """<script>window.hit = 1</script>
 <img src="https://evil.example/a.png" onerror="window.hit = 1"><svg onload="window.hit = 1"></svg>
 <iframe srcdoc="<script>parent.hit = 1</script>"></iframe><style>@import "https://evil.example/b.css"</style>
-<a href="javascript:window.hit = 1">x</a> <base href="https://evil.example/"><meta http-equiv=refresh content=0>
+<a href="javascript:window.hit = 1">x</a> <base href="https://evil.example/">
+<meta http-equiv=refresh content=0>
 [a](javascript:window.hit=1) [b](JaVaScRiPt:window.hit=1) [c](data:text/html,<script>window.hit=1</script>)
 [d](vbscript:x) [e](//evil.example) [f](\x01javascript:window.hit=1) [g](java&#115;cript:window.hit=1)
 ![h](https://evil.example/c.png?q=secret) ![i](javascript:window.hit=1) <https://evil.example/d>
@@ -532,7 +533,7 @@ def test_hostile_text_is_text(platform: Platform, page: Page) -> None:
     page.on("request", lambda request: asked.append(request.url))
     page.on("dialog", lambda dialog: pytest.fail(dialog.message))
     page.goto(platform.agent("echo", greeting=HOSTILE.replace("\x01", "")[:2000]))
-    for text in (HOSTILE, "<!--", "<script", "<plaintext>", "`" * 5000, "**" * 5000, "[" * 5000, "- " * 5000):
+    for text in (HOSTILE, "<!--", "<script", "<plaintext>", "`" * 999, "**" * 999, "[" * 999, "- " * 99):
         say(page, text)
         wait_for(page, "done")
     assert stored(platform, page)[0] == HOSTILE

@@ -30,6 +30,7 @@ def forget_cached_rows() -> None:
     """What a process does by itself within a second."""
     core._limits.clear()
     agents._live.clear()
+    agents._names.clear()
     agents.agent_version.cache_clear()
 
 
@@ -66,4 +67,4 @@ async def _stop_everything() -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await get_channel_layer().flush()
-    await valkey.async_client().aclose()
+    await valkey.async_client().aclose(close_connection_pool=True)

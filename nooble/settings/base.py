@@ -79,6 +79,7 @@ USE_TZ = True
 STATIC_URL = "/static/"
 STATIC_ROOT = ROOT / "staticfiles" if NOOBLE_ENV == "prod" else None
 WHITENOISE_USE_FINDERS = NOOBLE_ENV != "prod"
+WHITENOISE_AUTOREFRESH = NOOBLE_ENV == "dev"  # a file edited while the platform runs is served whole
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {

@@ -486,7 +486,7 @@ class Turn {
     this.element.dataset.phase = phase;
     this.#answer.ariaBusy = String(this.open);
     this.#noteText.textContent = note;
-    this.#retry.hidden = !["unsent", "failed"].includes(phase);
+    this.#retry.hidden = !this.question || !["unsent", "failed"].includes(phase);
     this.#note.hidden = !note;
   }
 

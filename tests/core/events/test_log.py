@@ -1,0 +1,300 @@
+"""The session log: one script gives each event its place, or refuses it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
+
+import pytest
+import redis
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from core import aio, valkey
+from core.events import log
+from core.events.base import Closes, Event, with_seq
+from core.events.groups import session_name
+
+TASK = uuid.uuid4()
+
+
+class Note(Event):
+    event: str = "note"
+    service: Any = "agent-execution"
+
+
+class RunEnd(Note):
+    closes: ClassVar[Closes] = "run"
+
+
+class TaskEnd(Note):
+    closes: ClassVar[Closes] = "task"
+
+
+KINDS: dict[str, type[Note]] = {"": Note, "run": RunEnd, "task": TaskEnd}
+
+
+@pytest.fixture
+def session() -> str:
+    return new_session()
+
+
+def new_session() -> str:
+    return f"s-{uuid.uuid4().hex}"
+
+
+def event(session: str, closes: str = "", task_id: uuid.UUID | None = TASK, data: Any = None) -> Note:
+    return KINDS[closes](
+        task_id=task_id, global_task_id=task_id, tenant_id="demo", session_id=session, data=data
+    )
+
+
+def append(
+    session: str, closes: str = "", attempt: int | None = None, task_id: uuid.UUID | None = TASK
+) -> int | None:
+    return aio.run(log.append(event(session, closes, task_id), attempt))
+
+
+def seqs(session: str, after: int = 0, limit: int = 10_000) -> list[int]:
+    return [seq for seq, _ in aio.run(log.read(session_name("demo", session), after, limit))]
+
+
+def test_seqs_count_from_one(session: str) -> None:
+    assert [append(session) for _ in range(3)] == [1, 2, 3]
+    assert seqs(session) == [1, 2, 3]
+    name = session_name("demo", session)
+    assert aio.run(log.last_seq(name)) == log.last_seq_sync(name) == 3
+
+
+def test_a_session_that_nobody_heard_of_ends_at_zero(session: str) -> None:
+    name = session_name("demo", session)
+    assert aio.run(log.last_seq(name)) == log.last_seq_sync(name) == 0
+    assert aio.run(log.read(session_name("demo", session), 0)) == []
+
+
+def test_sessions_count_for_themselves(session: str) -> None:
+    append(session)
+    assert append(f"{session}-other") == 1
+
+
+def test_bodies_are_kept_byte_for_byte(session: str) -> None:
+    entry = event(session, data={"text": "¿Qué tal? 🎈\n\u2028\x00"})
+    aio.run(log.append(entry))
+    [(seq, body)] = aio.run(log.read(session_name("demo", session), 0))
+    assert (seq, body) == (1, entry.body())
+    assert with_seq(body, seq) == '{"seq":1,' + entry.body().decode()[1:]
+
+
+def test_reading_goes_on_after_a_seq_and_stops_at_the_limit(session: str) -> None:
+    for _ in range(5):
+        append(session)
+    assert seqs(session, after=2) == [3, 4, 5]
+    assert seqs(session, after=2, limit=2) == [3, 4]
+    assert seqs(session, after=5) == seqs(session, after=99) == []
+
+
+def test_fifty_appenders_at_once_leave_no_hole_and_no_twin(session: str) -> None:
+    async def many() -> list[int | None]:
+        tasks = [uuid.uuid4() for _ in range(50)]
+        appends = [log.append(event(session, task_id=task), 1) for task in tasks for _ in range(4)]
+        return await asyncio.gather(*appends)
+
+    given_seqs = aio.run(many())
+    assert sorted(seq or 0 for seq in given_seqs) == list(range(1, 201))
+    assert seqs(session) == list(range(1, 201))
+
+
+def test_appenders_in_several_processes_loops_share_the_count(session: str) -> None:
+    """Each thread brings a loop, and so connections, of its own."""
+    barrier = threading.Barrier(4)
+
+    def some() -> list[int | None]:
+        async def run() -> list[int | None]:
+            try:
+                return [await log.append(event(session)) for _ in range(25)]
+            finally:
+                await valkey.async_client().aclose(close_connection_pool=True)
+
+        barrier.wait(timeout=30)
+        return asyncio.run(run())
+
+    with ThreadPoolExecutor(4) as threads:
+        runs = [threads.submit(some) for _ in range(4)]
+        given_seqs = [seq for run in runs for seq in run.result()]
+    assert sorted(seq or 0 for seq in given_seqs) == list(range(1, 101))
+
+
+def test_an_older_attempt_is_refused_once_a_newer_was_heard(session: str) -> None:
+    assert append(session, attempt=1) == 1
+    assert append(session, attempt=2) == 2
+    assert append(session, attempt=1) is None
+    assert append(session, "run", attempt=1) is None
+    assert append(session, "task", attempt=1) is None
+    assert append(session, attempt=2) == 3
+    assert append(session, attempt=10) == 4  # as numbers: "10" < "2" as text
+    assert append(session, attempt=9) is None
+    assert seqs(session) == [1, 2, 3, 4]
+
+
+def test_a_refused_end_closes_nothing(session: str) -> None:
+    append(session, attempt=2)
+    assert append(session, "run", attempt=1) is None
+    assert append(session, attempt=2) == 2
+    assert append(session, "run", attempt=2) == 3
+
+
+def test_attempts_of_other_tasks_do_not_count(session: str) -> None:
+    append(session, attempt=5)
+    assert append(session, attempt=1, task_id=uuid.uuid4()) == 2
+
+
+def test_a_run_ends_once(session: str) -> None:
+    assert append(session, "run", attempt=1) == 1
+    assert append(session, "run", attempt=1) is None
+    assert append(session, "run", attempt=2) is None
+
+
+def test_a_task_ends_once(session: str) -> None:
+    assert append(session, "task") == 1
+    assert append(session, "task") is None
+
+
+def test_after_the_runs_end_only_the_tasks_may_follow(session: str) -> None:
+    assert append(session, "run", attempt=1) == 1
+    assert append(session, attempt=1) is None
+    assert append(session, attempt=2) is None
+    assert append(session) is None
+    assert append(session, "task") == 2
+    assert append(session) is None
+    assert append(session, "run") is None
+
+
+def test_a_task_without_a_run_may_end_and_nothing_follows(session: str) -> None:
+    assert append(session, "task") == 1
+    assert append(session, "run", attempt=1) is None
+    assert append(session, attempt=1) is None
+
+
+def test_events_of_no_task_are_never_refused(session: str) -> None:
+    append(session, "run")
+    append(session, "task")
+    assert append(session, task_id=None) == 3
+    assert append(session, task_id=None) == 4
+
+
+@hypothesis_settings(max_examples=60)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 1), st.sampled_from(["", "", "", "run", "task"]), st.none() | st.integers(1, 4)
+        ),
+        max_size=16,
+    )
+)
+def test_any_order_of_events_keeps_the_logs_promises(steps: list[tuple[int, str, int | None]]) -> None:
+    session, tasks = new_session(), [uuid.uuid4(), uuid.uuid4()]
+    kept: list[tuple[int, str, int | None]] = []
+    for step in steps:
+        task, closes, attempt = step
+        before = [(c, a) for t, c, a in kept if t == task]
+        closed = [c for c, _ in before if c]
+        newest = max((a for _, a in before if a is not None), default=0)
+        allowed = (
+            "task" not in closed
+            and (closes == "task" or "run" not in closed)
+            and (attempt is None or attempt >= newest)
+        )
+        seq = append(session, closes, attempt, tasks[task])
+        assert (seq is not None) == allowed
+        if allowed:
+            kept.append(step)
+            assert seq == len(kept)
+    assert seqs(session) == list(range(1, len(kept) + 1))
+
+
+def test_a_log_lives_for_a_day_after_its_last_event(session: str) -> None:
+    append(session)
+    name = session_name("demo", session)
+    keys = [log._log(name), log._marks(name)]
+    for key in keys:
+        valkey.client().expire(key, 60)
+    append(session)
+    for key in keys:
+        assert 24 * 60 * 60 - 60 <= valkey.client().ttl(key) <= 24 * 60 * 60
+
+
+def test_the_log_and_its_marks_live_on_one_node_of_a_cluster(session: str) -> None:
+    name = session_name("demo", session)
+    tags = {key[key.index("{") : key.index("}") + 1] for key in (log._log(name), log._marks(name))}
+    assert tags == {f"{{{name}}}"}
+
+
+def test_a_long_log_forgets_its_beginning_and_keeps_counting(
+    session: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "LONGEST", 100)
+
+    async def many() -> None:
+        for _ in range(500):
+            await log.append(event(session))
+
+    aio.run(many())
+    kept = seqs(session)
+    assert 100 <= len(kept) < 300  # Valkey trims whole nodes of 100
+    assert kept == list(range(501 - len(kept), 501))
+    assert append(session) == 501
+
+
+@pytest.mark.parametrize("closes", KINDS)
+def test_an_append_that_is_tried_again_is_not_done_again(session: str, closes: str) -> None:
+    append(session, attempt=1)
+    entry = event(session, closes)
+    assert [aio.run(log.append(entry, 1)) for _ in range(3)] == [2, 2, 2]
+    assert seqs(session) == [1, 2]
+
+
+def test_an_event_of_no_session_has_no_log() -> None:
+    nowhere = event("s").model_copy(update={"session_id": None})
+    with pytest.raises(ValueError, match="no session"):
+        aio.run(log.append(nowhere))
+
+
+def test_a_valkey_that_lost_the_script_gets_it_again(session: str) -> None:
+    append(session)
+    valkey.client().script_flush()
+    assert append(session) == 2
+    valkey.client().script_flush()
+
+    async def many() -> list[int | None]:
+        return await asyncio.gather(*(log.append(event(session)) for _ in range(50)))
+
+    assert aio.run(many()) == list(range(3, 53))
+
+
+def test_a_caller_that_stops_waiting_holds_up_nobody(session: str) -> None:
+    async def some() -> int | None:
+        impatient = asyncio.create_task(log.append(event(session)))
+        patient = asyncio.create_task(log.append(event(session)))
+        await asyncio.sleep(0)
+        impatient.cancel()
+        return await patient
+
+    assert aio.run(some()) == 2
+
+
+def test_a_log_that_cannot_be_written_says_so_and_the_others_are(session: str) -> None:
+    broken = new_session()
+    valkey.client().set(log._log(session_name("demo", broken)), "no stream")
+
+    async def both() -> list[Any]:
+        entries = (event(broken), event(session))
+        return await asyncio.gather(*map(log.append, entries), return_exceptions=True)
+
+    failed, seq = aio.run(both())
+    assert isinstance(failed, redis.RedisError)
+    assert seq == 1
+    valkey.client().delete(log._log(session_name("demo", broken)))

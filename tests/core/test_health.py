@@ -1,0 +1,74 @@
+"""Whether work gets through."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import orjson
+import pytest
+from celery import Celery
+
+from core import health, valkey
+from core.queues.names import DOMAINS
+
+
+@pytest.fixture(autouse=True)
+def no_marks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A hash of this test's own."""
+    monkeypatch.setattr(health, "_MARKS", "nooble:test:probe")
+    valkey.client().delete("nooble:test:probe")
+    yield
+    valkey.client().delete("nooble:test:probe")
+
+
+def mark(domain: str, seconds_ago: float) -> None:
+    body = orjson.dumps({"at": time.time() - seconds_ago, "database_ms": 1.0})
+    valkey.client().hset("nooble:test:probe", domain, body)
+
+
+def test_a_platform_that_was_never_probed_is_unavailable() -> None:
+    healthy, components = health.read()
+    assert not healthy
+    assert list(components) == list(DOMAINS)
+    assert components["agent"] == {"status": "unavailable", "last_probe_seconds_ago": None}
+
+
+def test_every_domain_walked_a_moment_ago_is_healthy() -> None:
+    for domain in DOMAINS:
+        mark(domain, seconds_ago=2)
+    healthy, components = health.read()
+    assert healthy
+    assert {component["status"] for component in components.values()} == {"ok"}
+    assert components["agent"]["last_probe_seconds_ago"] >= 2
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_one_stale_domain_is_enough(domain: str) -> None:
+    for other in DOMAINS:
+        mark(other, seconds_ago=40 if other == domain else 5)
+    healthy, components = health.read()
+    assert not healthy
+    assert [name for name, state in components.items() if state["status"] != "ok"] == [domain]
+
+
+def test_one_missing_domain_is_enough() -> None:
+    for domain in DOMAINS[1:]:
+        mark(domain, seconds_ago=0)
+    healthy, components = health.read()
+    assert not healthy
+    assert components[DOMAINS[0]]["status"] == "unavailable"
+
+
+def test_a_probe_leaves_its_mark(db: None) -> None:
+    for domain in DOMAINS:
+        health.probe(domain)
+    healthy, components = health.read()
+    assert healthy
+    assert components["agent"]["last_probe_seconds_ago"] < health.STALE_SECONDS
+
+
+def test_celery_knows_the_probe() -> None:
+    app = Celery("test", set_as_current=False)
+    health.register(app)
+    assert health.PROBE in app.tasks

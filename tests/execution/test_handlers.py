@@ -1,0 +1,325 @@
+"""One run, end to end, in this process: question in, answer, usage and events out."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from django.db import connection, connections
+
+from agents.models import Agent
+from bench.fake_model import FakeModel, Schedule, start
+from conversations.models import Message, Session
+from core import aio
+from core.actions.bus import execute
+from core.actions.tasks import TaskCancelAction
+from core.actions.worker import run_task
+from core.events import log
+from core.events.groups import session_name
+from core.models import Task, Tenant, UsageRecord
+from core.tenancy import tenant_scope
+from execution import handlers
+from tests.factories import make_agent, make_message, make_run, make_session, make_task, make_tenant
+
+
+def events_of(task: Task) -> list[dict[str, Any]]:
+    entries = aio.run(log.read(session_name(task.tenant_id, task.session_id), 0, 10_000))
+    return [json.loads(body) | {"seq": seq} for seq, body in entries]
+
+
+def names_of(task: Task) -> list[str]:
+    names = [event["event"] for event in events_of(task)]
+    return [name for at, name in enumerate(names) if at == 0 or name != names[at - 1]]
+
+
+def streamed(task: Task) -> str:
+    events = events_of(task)
+    return "".join(event["data"]["token"] for event in events if event["event"] == "agent_response_token")
+
+
+def answer_of(task: Task) -> Message | None:
+    return Message.unscoped.filter(task=task, role="assistant").first()
+
+
+def run(task: Task) -> Task:
+    run_task(str(task.pk), task.tenant_id)
+    task.refresh_from_db()
+    return task
+
+
+def ask(agent: Agent, text: str, session: Session | None = None) -> Task:
+    return run(make_run(session or make_session(agent), text))
+
+
+@pytest.fixture(scope="module")
+def fake_model() -> Iterator[str]:
+    """A model server on the worker's loop; gives its base URL."""
+    model = FakeModel(Schedule(first_token=0.0, interval=0.0, tokens=6))
+    runner, base_url = aio.run(start(model))
+    yield base_url
+    aio.run(runner.cleanup())
+
+
+@pytest.fixture
+def openai(fake_model: str, settings: Any) -> None:
+    """The operator's OpenAI is the fake model."""
+    settings.PROVIDERS = settings.PROVIDERS | {"openai": (fake_model, "a-key")}
+
+
+def test_a_question_is_answered(committed_tenant: Tenant) -> None:
+    agent = make_agent(committed_tenant, instructions="Be brief.")
+    task = ask(agent, "one two three")
+    assert (task.status, task.error, task.attempt) == ("completed", None, 1)
+    usage = {"prompt_tokens": 5, "completion_tokens": 3, "cached_tokens": 0, "accuracy": "exact"}
+    assert task.result == {
+        "text": "one two three",
+        "usage": usage,
+        "tool_calls": [],
+        "citations": [],
+        "finish_reason": "stop",
+    }
+    assert names_of(task) == [
+        "agent_execution_started",
+        "agent_response_token",
+        "agent_execution_completed",
+    ]
+    assert streamed(task) == "one two three"
+    assert events_of(task)[-1]["data"] == task.result
+
+
+def test_the_answer_is_a_message_of_its_session(committed_tenant: Tenant) -> None:
+    task = ask(make_agent(committed_tenant), "Hello?")
+    answer = answer_of(task)
+    assert answer is not None
+    assert (answer.text, answer.finish_reason) == ("Hello?", "stop")
+    assert (answer.tenant_id, answer.session.key) == (committed_tenant.pk, task.session_id)
+    last_frame = [event for event in events_of(task) if event["event"] == "agent_response_token"][-1]
+    assert answer.seq == last_frame["seq"]
+
+
+def test_what_it_cost_is_written_down_once(committed_tenant: Tenant) -> None:
+    agent = make_agent(committed_tenant)
+    task = ask(agent, "one two")
+    record = UsageRecord.unscoped.get(task=task)
+    assert (record.tenant_id, record.agent_id, record.session_id, record.end_user) == (
+        committed_tenant.pk,
+        agent.pk,
+        task.session_id,
+        "ada",
+    )
+    assert (record.provider, record.model, record.accuracy) == ("scripted", "echo", "exact")
+    assert (record.prompt_tokens, record.completion_tokens, record.cached_tokens) == (2, 2, 0)
+    run(task)
+    assert UsageRecord.unscoped.count() == 1
+
+
+def test_a_run_knows_what_was_said_before_and_nothing_said_later(committed_tenant: Tenant) -> None:
+    agent = make_agent(committed_tenant, model="demo")
+    session = make_session(agent)
+    ask(agent, "I am Ada.", session)
+    task = make_run(session, "Who am I?")
+    make_run(session, "A later question")
+    run(task)
+    assert "I am Ada." in task.result["text"]
+    assert "A later question" not in task.result["text"]
+
+
+def test_a_run_keeps_the_version_it_was_asked_for(committed_tenant: Tenant) -> None:
+    agent = make_agent(committed_tenant)
+    task = make_run(make_session(agent), "Hello?")
+    other = make_agent(committed_tenant, model="long")
+    Agent.unscoped.filter(pk=agent.pk).update(version=other.version, deleted_at="2026-01-01T00:00:00Z")
+    assert run(task).result["text"] == "Hello?"
+
+
+@pytest.mark.usefixtures("openai")
+def test_the_providers_usage_is_taken_exactly(committed_tenant: Tenant) -> None:
+    task = ask(make_agent(committed_tenant, provider="openai", model="fake"), "Hello?")
+    assert task.status == "completed"
+    assert task.result["text"].split() == [f"tok{number}" for number in range(6)]
+    record = UsageRecord.unscoped.get(task=task)
+    assert (record.accuracy, record.completion_tokens) == ("exact", 6)
+
+
+@pytest.mark.usefixtures("openai")
+def test_a_provider_that_keeps_silent_about_usage_is_estimated(committed_tenant: Tenant) -> None:
+    task = ask(make_agent(committed_tenant, provider="openai", model="fake-no-usage"), "Hello?")
+    record = UsageRecord.unscoped.get(task=task)
+    assert task.status == "completed"
+    assert record.accuracy == "estimated"
+    assert record.prompt_tokens > 0
+    assert record.completion_tokens > 0
+
+
+@pytest.mark.usefixtures("openai")
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [
+        ("fake-400", "ProviderRejected"),
+        ("fake-401", "ProviderAuthenticationFailed"),
+        ("fake-garbage?at=0", "ProviderProtocolError"),
+    ],
+)
+def test_a_failing_provider_fails_the_run(committed_tenant: Tenant, model: str, kind: str) -> None:
+    task = ask(make_agent(committed_tenant, provider="openai", model=model), "Hello?")
+    assert (task.status, task.result) == ("failed", None)
+    assert task.error["type"] == kind
+    assert set(task.error) == {"type", "message", "details"}
+    assert answer_of(task) is None
+    assert UsageRecord.unscoped.get(task=task).accuracy == "unknown"
+    assert names_of(task) == ["agent_execution_started", "agent_execution_failed"]
+    assert events_of(task)[-1]["data"] == {"error": task.error["message"], "error_type": kind}
+
+
+@pytest.mark.usefixtures("openai")
+@pytest.mark.parametrize("model", ["fake-cut", "fake-end", "fake-garbage", "fake-error"])
+def test_a_provider_that_fails_half_way_keeps_the_half_and_estimates_it(
+    committed_tenant: Tenant, model: str
+) -> None:
+    task = ask(make_agent(committed_tenant, provider="openai", model=model), "Hello?")
+    assert task.status == "failed"
+    answer = answer_of(task)
+    assert answer is not None
+    assert answer.text == streamed(task) != ""
+    assert answer.finish_reason == "failed"
+    record = UsageRecord.unscoped.get(task=task)
+    assert record.accuracy == "estimated"
+    assert record.completion_tokens > 0
+
+
+def test_a_tier_without_the_operators_keys_uses_none(
+    transactional_db: None, settings: Any, fake_model: str
+) -> None:
+    settings.PROVIDERS = settings.PROVIDERS | {"openai": (fake_model, "a-key")}
+    tenant = make_tenant(uses_environment_keys=False)
+    task = ask(make_agent(tenant, provider="openai", model="fake"), "Hello?")
+    assert (task.status, task.error["type"]) == ("failed", "ProviderNotConfigured")
+    assert ask(make_agent(tenant), "Hello?").status == "completed"
+
+
+def test_an_operator_without_a_key_has_no_provider(committed_tenant: Tenant) -> None:
+    task = ask(make_agent(committed_tenant, provider="openai", model="gpt-4.1-mini"), "Hello?")
+    assert (task.status, task.error["type"]) == ("failed", "ProviderNotConfigured")
+    assert names_of(task)[-1] == "agent_execution_failed"
+
+
+def test_the_agents_own_timeout_holds(committed_tenant: Tenant) -> None:
+    task = ask(make_agent(committed_tenant, model="long", timeout_seconds=0.1), "Hello?")
+    assert (task.status, task.error["type"]) == ("failed", "DeadlineExceeded")
+
+
+def test_the_platforms_bound_is_the_longest_timeout(committed_tenant: Tenant, settings: Any) -> None:
+    settings.TASK_TIMEOUT_SECONDS = 0.1
+    task = ask(make_agent(committed_tenant, model="long", timeout_seconds=3_600), "Hello?")
+    assert (task.status, task.error["type"]) == ("failed", "DeadlineExceeded")
+
+
+def first_token(task: Task) -> None:
+    """Wait until the run speaks."""
+    deadline = threading.Event()
+    for _ in range(2_000):
+        if streamed(task):
+            return
+        deadline.wait(0.005)
+    raise AssertionError("the run did not begin")
+
+
+def test_a_run_cancelled_half_way_keeps_its_text(committed_tenant: Tenant) -> None:
+    task = make_run(make_session(make_agent(committed_tenant, model="long")), "Go on.")
+
+    def worker() -> None:
+        try:
+            run_task(str(task.pk), task.tenant_id)
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(worker)
+        first_token(task)
+        with tenant_scope(committed_tenant.pk):
+            execute(TaskCancelAction(task_id=task.pk, by="ada"))
+        running.result(timeout=30)
+    task.refresh_from_db()
+    assert (task.status, task.cancelled_by, task.error) == ("cancelled", "ada", None)
+    assert task.result["finish_reason"] == "cancelled"
+    assert task.result["text"] == streamed(task) != ""
+    answer = answer_of(task)
+    assert answer is not None
+    assert (answer.text, answer.finish_reason) == (task.result["text"], "cancelled")
+    record = UsageRecord.unscoped.get(task=task)
+    assert record.accuracy == "estimated"
+    assert events_of(task)[-1]["event"] == "agent_execution_completed"
+    assert events_of(task)[-1]["data"]["finish_reason"] == "cancelled"
+    assert not any(event["data"].get("is_final") for event in events_of(task))
+
+
+def test_no_database_connection_is_held_while_the_model_speaks(
+    committed_tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    stream = handlers._stream
+
+    async def spy(*args: Any) -> handlers.Outcome:
+        seen.append(open_connections())
+        return await stream(*args)
+
+    mine = connections["default"]
+    monkeypatch.setattr(handlers, "_stream", spy)
+
+    def open_connections() -> bool:
+        return mine.connection is not None
+
+    ask(make_agent(committed_tenant), "Hello?")
+    assert seen == [False]
+
+
+def test_a_lost_task_answers_nobody(committed_tenant: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_run(make_session(make_agent(committed_tenant)), "Hello?")
+    stream = handlers._stream
+
+    async def slow(*args: Any) -> handlers.Outcome:
+        outcome = await stream(*args)
+        taken_over.set()
+        return outcome
+
+    taken_over = threading.Event()
+    monkeypatch.setattr(handlers, "_stream", slow)
+    run_until_cancelled = handlers.run_until_cancelled
+
+    def then_lose(*args: Any) -> Any:
+        outcome = run_until_cancelled(*args)
+        Task.unscoped.filter(pk=task.pk).update(status="queued")
+        assert Task.claim(task.pk, task.tenant_id) is not None
+        return outcome
+
+    monkeypatch.setattr(handlers, "run_until_cancelled", then_lose)
+    run(task)
+    assert taken_over.is_set()
+    assert (task.status, task.attempt, task.result) == ("processing", 2, None)
+    assert answer_of(task) is None
+    assert not UsageRecord.unscoped.exists()
+    assert "agent_execution_completed" not in names_of(task)
+
+
+def test_a_run_whose_version_is_gone_fails_and_its_session_hears_of_it(committed_tenant: Tenant) -> None:
+    agent = make_agent(committed_tenant)
+    task = make_run(make_session(agent), "Hello?")
+    Task.unscoped.filter(pk=task.pk).update(payload=task.payload | {"version_id": 10**9})
+    run(task)
+    assert (task.status, task.error["type"]) == ("failed", "InternalError")
+    callback = Task.unscoped.get(action="websocket.send_message")
+    assert run(callback).status == "completed"
+    assert names_of(task) == ["agent_execution_failed", "task_failed"]
+
+
+def test_a_request_carries_the_agents_settings(committed_tenant: Tenant) -> None:
+    agent = make_agent(committed_tenant, temperature=0.5, max_output_tokens=2)
+    session = make_session(agent)
+    make_message(session, "user", "old", make_task(committed_tenant))
+    task = ask(agent, "one two three", session)
+    assert task.result["text"] == "one two"
+    assert task.result["finish_reason"] == "length"

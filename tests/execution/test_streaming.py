@@ -1,0 +1,215 @@
+"""From a run's tokens to its clients' frames; over the real Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from core import aio
+from core.events import log
+from core.events.base import Event
+from core.events.groups import session_name
+from execution import streaming
+from execution.streaming import AnswerStream, RunIdentity
+
+
+def identity(attempt: int = 1) -> RunIdentity:
+    task_id = uuid.uuid4()
+    return RunIdentity(
+        task_id=task_id,
+        global_task_id=task_id,
+        tenant_id="demo",
+        session_id=f"s-{uuid.uuid4().hex}",
+        agent_id=uuid.uuid4(),
+        version=3,
+        attempt=attempt,
+    )
+
+
+async def logged(run: RunIdentity) -> list[dict[str, Any]]:
+    entries = await log.read(session_name(run.tenant_id, run.session_id), 0, 10_000)
+    return [json.loads(body) | {"seq": seq} for seq, body in entries]
+
+
+async def frames_of(run: RunIdentity) -> list[dict[str, Any]]:
+    return [event["data"] for event in await logged(run) if event["event"] == "agent_response_token"]
+
+
+async def until_frames(run: RunIdentity, number: int) -> list[dict[str, Any]]:
+    async with asyncio.timeout(10):
+        while True:
+            frames = await frames_of(run)
+            if len(frames) >= number:
+                return frames
+
+
+async def stream(run: RunIdentity, pieces: list[str], *, complete: bool = True) -> int:
+    async with AnswerStream(run) as answer:
+        for piece in pieces:
+            answer.add(piece)
+            await asyncio.sleep(0)
+        if complete:
+            answer.complete()
+    return answer.last_seq
+
+
+class Fragile:
+    """The real append, watched; it fails as often as it is told to, before or after the fact."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.in_flight = 0
+        self.most = 0
+        self.before: list[Exception] = []
+        self.after: list[Exception] = []
+        self.calls = 0
+        monkeypatch.setattr(streaming, "append", self.append)
+
+    async def append(self, event: Event, attempt: int | None = None) -> int | None:
+        self.calls += 1
+        self.in_flight += 1
+        self.most = max(self.most, self.in_flight)
+        try:
+            await asyncio.sleep(0)
+            if self.before:
+                raise self.before.pop()
+            seq = await log.append(event, attempt)
+            if self.after:
+                raise self.after.pop()
+            return seq
+        finally:
+            self.in_flight -= 1
+
+
+@pytest.fixture
+def fragile(monkeypatch: pytest.MonkeyPatch) -> Fragile:
+    monkeypatch.setattr(streaming, "RETRY_SECONDS", 0)
+    return Fragile(monkeypatch)
+
+
+def test_a_run_begins_with_who_runs_it() -> None:
+    run = identity(attempt=2)
+    aio.run(stream(run, []))
+    started = aio.run(logged(run))[0]
+    assert (started["event"], started["service"]) == ("agent_execution_started", "agent-execution")
+    assert started["data"] == {"agent_id": str(run.agent_id), "version": 3, "attempt": 2}
+    assert (started["task_id"], started["tenant_id"]) == (str(run.task_id), "demo")
+
+
+def test_the_first_token_goes_at_once() -> None:
+    async def scenario() -> list[dict[str, Any]]:
+        run = identity()
+        async with AnswerStream(run) as answer:
+            answer.add("first")
+            frames = await until_frames(run, 1)  # nothing else was said, nothing was closed
+            answer.add(" second")
+            answer.complete()
+        return frames
+
+    assert aio.run(scenario()) == [{"token": "first", "offset": 0, "is_final": False}]
+
+
+def check(frames: list[dict[str, Any]], text: str, *, complete: bool = True) -> None:
+    assert "".join(frame["token"] for frame in frames) == text
+    offset = 0
+    for frame in frames:
+        assert frame["offset"] == offset
+        offset += len(frame["token"])
+    finals = [frame["is_final"] for frame in frames]
+    assert finals == [False] * (len(frames) - 1) + [True] if complete else not any(finals)
+
+
+@hypothesis_settings(max_examples=25)
+@given(st.lists(st.text(min_size=1, max_size=8), max_size=15), st.booleans())
+def test_frames_join_to_the_text_and_the_last_one_says_so(pieces: list[str], complete: bool) -> None:
+    pieces = [piece.encode("utf-8", "replace").decode() for piece in pieces]
+    run = identity()
+    last_seq = aio.run(stream(run, pieces, complete=complete))
+    events = aio.run(logged(run))
+    check(aio.run(frames_of(run)), "".join(pieces), complete=complete)
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    assert last_seq == len(events)
+
+
+def test_offsets_count_code_points() -> None:
+    async def scenario() -> list[dict[str, Any]]:
+        run = identity()
+        async with AnswerStream(run) as answer:
+            for number, piece in enumerate(["🎈", "é", "世界", "x"], start=1):
+                answer.add(piece)
+                await until_frames(run, number)
+            answer.complete()
+        return await frames_of(run)
+
+    assert [frame["offset"] for frame in aio.run(scenario())] == [0, 1, 2, 4, 5]
+
+
+def test_an_answer_of_nothing_still_ends() -> None:
+    run = identity()
+    aio.run(stream(run, []))
+    assert aio.run(frames_of(run)) == [{"token": "", "offset": 0, "is_final": True}]
+
+
+def test_never_two_publishes_of_a_run_in_flight(fragile: Fragile) -> None:
+    run = identity()
+    pieces = [f"t{number} " for number in range(500)]
+    aio.run(stream(run, pieces))
+    assert fragile.most == 1
+    frames = aio.run(frames_of(run))
+    check(frames, "".join(pieces))
+    assert len(frames) < 100  # under load the frames grow
+
+
+@pytest.mark.parametrize("error", [redis.ConnectionError(), redis.TimeoutError(), OSError()])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_an_append_that_failed_is_tried_again_without_loss_or_repeat(
+    fragile: Fragile, moment: str, error: Exception
+) -> None:
+    run = identity()
+    setattr(fragile, moment, [error] * 3)
+    aio.run(stream(run, ["a", "b", "c"]))
+    events = aio.run(logged(run))
+    assert [event["event"] for event in events].count("agent_execution_started") == 1
+    check(aio.run(frames_of(run)), "abc")
+
+
+def test_a_valkey_that_stays_away_does_not_hold_the_run_for_ever(
+    fragile: Fragile, caplog: pytest.LogCaptureFixture
+) -> None:
+    fragile.before = [redis.ConnectionError()] * 1_000
+    assert aio.run(stream(identity(), ["lost"])) == 0
+    assert "frames were lost" in caplog.text
+    assert fragile.calls <= 2 * streaming.CLOSING_TRIES + 2
+
+
+def test_a_stale_attempt_says_nothing() -> None:
+    run = identity(attempt=1)
+    aio.run(stream(run, ["old"]))
+
+    async def newer_then_older() -> None:
+        newer = RunIdentity(**{name: getattr(run, name) for name in run.__slots__} | {"attempt": 2})
+        await stream(newer, ["new"])
+        await stream(run, ["late"])
+
+    aio.run(newer_then_older())
+    assert "".join(frame["token"] for frame in aio.run(frames_of(run))) == "oldnew"
+
+
+def test_an_error_ends_the_pump_with_the_run() -> None:
+    async def scenario() -> None:
+        with pytest.raises(LookupError):
+            async with AnswerStream(identity()) as answer:
+                answer.add("x")
+                raise LookupError
+        async with asyncio.timeout(10):
+            with pytest.raises(asyncio.CancelledError):
+                await answer._pump
+
+    aio.run(scenario())
