@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 from django.db import IntegrityError, transaction
 from django.db.models.functions import Now
 from django.utils.text import slugify
 from django.utils.translation import gettext as _
+from pydantic import ValidationError
 
 from agents.actions import AgentCreateAction, AgentDeleteAction, AgentResource, AgentUpdateAction
 from agents.config import AgentConfig
@@ -31,7 +33,13 @@ def create(action: AgentCreateAction) -> AgentResource:
         status=Agent.Status.DRAFT if action.draft else Agent.Status.PUBLISHED,
         slug=action.slug or _free_slug(action.name),
     )
-    _save(agent)
+    try:
+        _save(agent)
+    except SlugTaken:
+        if action.slug is not None:
+            raise
+        agent.slug = _with_suffix(agent.slug)  # somebody was faster with the same name
+        _save(agent)
     _new_version(agent, action.config, action.actor, number=1)
     return agent_resource(agent)
 
@@ -54,7 +62,7 @@ def update(action: AgentUpdateAction) -> AgentResource:
         agent.status = Agent.Status.DRAFT if action.draft else Agent.Status.PUBLISHED
     _save(agent)
     if action.config is not None:
-        config = AgentConfig(**{**agent.version.config, **action.config})
+        config = _merged(agent.version.config, action.config)
         _check_tier(config)
         if config != AgentConfig(**agent.version.config):
             _new_version(agent, config, action.actor, number=agent.version.number + 1)
@@ -66,6 +74,13 @@ def delete(action: AgentDeleteAction) -> None:
     rows = Agent.objects.filter(pk=action.agent_id, deleted_at=None)
     if not rows.update(deleted_at=Now()):
         raise AgentNotFound()
+
+
+def _merged(config: dict[str, Any], changes: dict[str, Any]) -> AgentConfig:
+    try:
+        return AgentConfig(**{**config, **changes})
+    except ValidationError as error:
+        raise ValidationFailed.of(error, prefix="config.") from None
 
 
 def _new_version(agent: Agent, config: AgentConfig, author: str, number: int) -> None:
@@ -91,8 +106,12 @@ def _free_slug(name: str) -> str:
     """A slug made of the name; one that is taken gets a random suffix."""
     slug = slugify(name)[:31].strip("-_").replace("_", "-") or "agent"
     if Agent.objects.filter(slug=slug, deleted_at=None).exists():
-        return f"{slug}-{uuid.uuid4().hex[:8]}"
+        return _with_suffix(slug)
     return slug
+
+
+def _with_suffix(slug: str) -> str:
+    return f"{slug}-{uuid.uuid4().hex[:8]}"
 
 
 def _check_tier(config: AgentConfig) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from django.utils.translation import gettext_lazy as _
+from pydantic import ValidationError
 
 
 class NoobleError(Exception):
@@ -109,6 +110,17 @@ class ValidationFailed(NoobleError):
 
     http_status = 422
     default_message = _("The request is not valid.")
+
+    @classmethod
+    def of(cls, error: ValidationError, prefix: str = "") -> ValidationFailed:
+        """Pydantic's refusal: `details` maps each field, dotted behind `prefix`, to its reason."""
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        return cls(
+            details={
+                prefix + ".".join(str(part) for part in item["loc"]) or "body": item["msg"]
+                for item in problems
+            }
+        )
 
 
 class RateLimited(NoobleError):

@@ -6,7 +6,7 @@ import asyncio
 import datetime
 import functools
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from django.conf import settings
@@ -18,7 +18,7 @@ from conversations.selectors import session_history
 from core import aio
 from core.actions.base import Settlement
 from core.actions.bus import execute
-from core.actions.cancellation import run_until_cancelled
+from core.actions.cancellation import until_cancelled
 from core.actions.registry import works
 from core.errors import NoobleError
 from core.events.log import append
@@ -47,11 +47,15 @@ logger = logging.getLogger(__name__)
 class Outcome:
     """What a run came to. `last_seq` is the last seq of the session's log that the run has seen."""
 
-    text: str
-    finish_reason: str
+    parts: list[str] = field(default_factory=list)
+    finish_reason: str = "stop"
     usage: Usage | None = None
     error: NoobleError | None = None
     last_seq: int = 0
+
+    @property
+    def text(self) -> str:
+        return "".join(self.parts)
 
 
 @works(ExecuteAgentAction)
@@ -70,7 +74,7 @@ def execute_agent(action: ExecuteAgentAction, task: Task) -> Settlement:
     request = request_of(_load(action, task, version))
     allowed = tenant_limits(task.tenant_id).uses_environment_keys
     connection.close()
-    outcome = run_until_cancelled(task.pk, _stream(run, request, version.config.provider, allowed))
+    outcome = aio.run(_stream(run, request, version.config.provider, allowed))
     outcome.usage = outcome.usage or _estimated(request, outcome)
     return Settlement(
         status=Task.Status.FAILED if outcome.error else Task.Status.COMPLETED,
@@ -105,16 +109,11 @@ def _provider(name: str, allowed: bool) -> Provider:
 
 async def _stream(run: RunIdentity, request: ModelRequest, provider: str, allowed: bool) -> Outcome:
     """Run the agent and stream it to its session. A cancel ends it with the text so far."""
-    parts: list[str] = []
-    outcome = Outcome("", "stop")
+    outcome = Outcome()
     async with AnswerStream(run) as stream:
         try:
-            async for event in run_agent(request, _provider(provider, allowed)):
-                if isinstance(event, TextDelta):
-                    parts.append(event.text)
-                    stream.add(event.text)
-                else:
-                    outcome.finish_reason, outcome.usage = event.reason, event.usage
+            # A cancel reaches the model's answer only, not what is sent of it.
+            await until_cancelled(run.task_id, _answer(request, provider, allowed, stream, outcome))
         except asyncio.CancelledError:
             outcome.finish_reason = "cancelled"
         except ProviderError as error:
@@ -122,8 +121,20 @@ async def _stream(run: RunIdentity, request: ModelRequest, provider: str, allowe
             outcome.finish_reason, outcome.error = "failed", described(error)
         else:
             stream.complete()
-    outcome.text, outcome.last_seq = "".join(parts), stream.last_seq
+    outcome.last_seq = stream.last_seq
     return outcome
+
+
+async def _answer(
+    request: ModelRequest, provider: str, allowed: bool, stream: AnswerStream, outcome: Outcome
+) -> None:
+    """The model's answer into the stream and the outcome, while it comes. Raises ProviderError."""
+    async for event in run_agent(request, _provider(provider, allowed)):
+        if isinstance(event, TextDelta):
+            outcome.parts.append(event.text)
+            stream.add(event.text)
+        else:
+            outcome.finish_reason, outcome.usage = event.reason, event.usage
 
 
 def _estimated(request: ModelRequest, outcome: Outcome) -> Usage:

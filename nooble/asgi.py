@@ -9,8 +9,10 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nooble.settings")
 django.setup(set_prefix=False)
 
 from core.api.asgi import ThreadedASGIHandler
+from orchestrator.daphne import install
 from orchestrator.routing import websocket_urlpatterns
 
+install()
 application = ProtocolTypeRouter(
     {"http": ThreadedASGIHandler(), "websocket": URLRouter(websocket_urlpatterns)}
 )

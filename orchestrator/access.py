@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -9,6 +10,7 @@ from urllib.parse import urlsplit
 from django.core import signing
 
 TOKEN_SECONDS = 24 * 60 * 60
+_host = re.compile(r"[a-z0-9._:-]+")  # names, IPv4, IPv6 without its brackets
 _signer = signing.Signer(sep="~", salt="nooble.resume")
 
 
@@ -46,7 +48,7 @@ def origin_is_sound(origin: str) -> bool:
         return False
     return (
         parts.scheme in ("http", "https")
-        and bool(parts.hostname)
+        and _host.fullmatch(parts.hostname or "") is not None
         and "@" not in parts.netloc
         and not (parts.path or parts.query or parts.fragment)
     )

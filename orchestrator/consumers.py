@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs
 
 from asgiref.sync import sync_to_async
+from autobahn.exception import Disconnected
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.conf import settings
 from django.db import close_old_connections
 from django.http import HttpRequest
 from django.utils import translation
-from pydantic import ValidationError
 
 from agents.errors import AgentNotFound
 from agents.selectors import agent_live
 from core.actions.base import Action, ActionError, ActionResult
 from core.actions.bus import answer
-from core.api.errors import invalid, named
+from core.api.errors import named
 from core.api.parsers import parse_json
 from core.errors import (
     BodyTooLarge,
@@ -67,6 +68,24 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     """`WS /ws/{tenant_id}/{session_id}`: everything that happens in a session, in order, once."""
 
     next_ping = 0.0
+    groups: list[str]
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """However it ends, the socket is not counted and not told any more."""
+        self.groups = []
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            sockets.closed(self)
+            for group in self.groups:
+                await self.channel_layer.group_discard(group, self.channel_name)
+
+    async def send(
+        self, text_data: str | None = None, bytes_data: bytes | None = None, close: bool = False
+    ) -> None:
+        """To a client that has just gone, nothing: its `disconnect` is on the way."""
+        with suppress(Disconnected):
+            await super().send(text_data, bytes_data, close)
 
     async def dispatch(self, message: dict[str, Any]) -> None:
         """Events skip the base class, which hops through a thread for every message."""
@@ -83,7 +102,6 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             return
         self.language = _language(headers)
         self.cursor = 0
-        self.groups: list[str] = []
         try:
             resume, after = await self._admit()
         except Refused as refused:
@@ -133,9 +151,6 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         with translation.override(self.language):
             await self.send(text_data=control("error", error.as_dict()))
         await self.close(code)
-
-    async def disconnect(self, code: int) -> None:
-        sockets.closed(self)
 
     # From the session to the client.
 
@@ -193,12 +208,11 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         with tenant_scope(self.tenant_id), translation.override(self.language):
             try:
                 action = self._build(shape, fields)
-            except (NoobleError, ValidationError) as error:
-                refusal = invalid(error) if isinstance(error, ValidationError) else error
+            except Exception as error:  # noqa: BLE001 - named() logs what nobody expected
                 return ActionResult(
                     action_id=str(fields.get("action_id", ""))[:64],
                     success=False,
-                    error=ActionError(**refusal.as_dict()),
+                    error=ActionError(**named(error).as_dict()),
                     execution_time=0.0,
                 )
             result, _error = answer(action)
@@ -225,7 +239,9 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     def _address(self, path: str) -> str:
         headers = dict(self.scope["headers"])
         trusted = settings.SECURE_PROXY_SSL_HEADER is not None
-        secure = self.scope["scheme"] == "wss" or (trusted and headers.get(b"x-forwarded-proto") == b"https")
+        secure = self.scope.get("scheme") == "wss" or (
+            trusted and headers.get(b"x-forwarded-proto") == b"https"
+        )
         host = headers.get(b"host", b"").decode("latin-1")
         return f"{'wss' if secure else 'ws'}://{host}{path}"
 

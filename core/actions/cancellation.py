@@ -65,6 +65,14 @@ def watching(task_id: uuid.UUID) -> Iterator[None]:
         del _watches[_spelled(task_id)]
 
 
+async def until_cancelled(task_id: uuid.UUID, coroutine: Coroutine[Any, Any, T]) -> T:
+    """Await the coroutine on the process's loop; raises asyncio.CancelledError on a hint.
+
+    Only this coroutine is cancelled: what the caller awaits afterwards is not disturbed.
+    """
+    return await _watches[_spelled(task_id)].guard(coroutine)
+
+
 def run_until_cancelled(task_id: uuid.UUID, coroutine: Coroutine[Any, Any, T]) -> T:
     """Run the coroutine on the process's loop. Raises concurrent.futures.CancelledError on a hint."""
     return aio.run(_watches[_spelled(task_id)].guard(coroutine))

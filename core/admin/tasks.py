@@ -148,9 +148,8 @@ class TaskAdmin(LookOnly, VerbAdmin):
 
     def done(self, obj: Task, verb: Verb, result: Any) -> Any:
         if verb.name == "retry":
-            return link(
-                "admin:core_task_change", _("Task %(id)s: tried again") % {"id": obj.pk}, result.task_id
-            )
+            again = link("admin:core_task_change", result.task_id, result.task_id)
+            return format_html("{} {}", _("Tried again as task"), again)
         if result.status == TaskStatus.CANCELLING:
             return _("Task %(id)s is being cancelled") % {"id": obj.pk}
         return _("Task %(id)s: cancelled") % {"id": obj.pk}
@@ -158,7 +157,7 @@ class TaskAdmin(LookOnly, VerbAdmin):
     @display(_("id"), ordering="pk")
     def id_shown(self, task: Task) -> str:
         """Its random end: the beginning is the time, which has a column of its own."""
-        return f"…{str(task.pk)[-12:]}"
+        return str(task.pk)[-12:]
 
     @display(_("status"), ordering="status", label=COLOURS)
     def status_shown(self, task: Task) -> tuple[str, str]:

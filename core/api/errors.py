@@ -40,7 +40,7 @@ def named(error: Exception) -> errors.NoobleError:
     if isinstance(error, errors.NoobleError):
         return error
     if isinstance(error, ValidationError):
-        return invalid(error)
+        return errors.ValidationFailed.of(error)
     for kind, ours in _KNOWN:
         if isinstance(error, kind):
             if ours is errors.ServiceUnavailable:
@@ -48,14 +48,6 @@ def named(error: Exception) -> errors.NoobleError:
             return ours()
     logger.error("unexpected error", exc_info=error)
     return errors.InternalError()
-
-
-def invalid(error: ValidationError) -> errors.ValidationFailed:
-    """A pydantic refusal: `details` maps each field (dotted) to its reason."""
-    problems = error.errors(include_url=False, include_context=False, include_input=False)
-    return errors.ValidationFailed(
-        details={".".join(str(part) for part in item["loc"]) or "body": item["msg"] for item in problems}
-    )
 
 
 def body_of(error: errors.NoobleError, request_id: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from contextlib import ExitStack
 from typing import Any, ClassVar
 
@@ -40,6 +41,16 @@ class ApiView(APIView):
         if not isinstance(data, dict):
             raise MalformedRequest(details={"reason": "the body must be a JSON object"})
         return dict(data)
+
+
+class ActionView(ApiView):
+    """An endpoint that answers an ActionResult, whatever happens."""
+
+    def handle_exception(self, exc: Exception) -> Response:
+        response = super().handle_exception(exc)
+        refused = {"action_id": uuid.uuid4().hex, "result": None, "execution_time": 0.0}
+        response.data = {**refused, **response.data}
+        return response
 
     def respond(self, request: Request, action: Action[Any], *, status: int = 200) -> Response:
         """Execute the action in the present tenant scope and answer its ActionResult."""

@@ -11,8 +11,7 @@ from rest_framework.response import Response
 
 from agents.errors import AgentNotFound
 from agents.selectors import agent_live
-from core.api.views import ApiView
-from core.errors import ValidationFailed
+from core.api.views import ActionView
 from core.tenancy import tenant_scope
 from orchestrator.actions import (
     CancelBody,
@@ -28,7 +27,7 @@ from orchestrator.serializers import ChatMessageAnswer, TaskCancelledAnswer, Tas
 _TENANT = OpenApiParameter("tenant_id", str, description="The task's tenant; another one answers 404")
 
 
-class SendMessageView(ApiView):
+class SendMessageView(ActionView):
     @extend_schema(
         operation_id="chat_send_message", auth=[], request=ChatMessageBody, responses={202: ChatMessageAnswer}
     )
@@ -56,7 +55,7 @@ def websocket_url(request: HttpRequest | Request, path: str) -> str:
     return f"{'wss' if request.is_secure() else 'ws'}://{request.get_host()}{path}"
 
 
-class _TaskView(ApiView):
+class _TaskView(ActionView):
     def _status(self, request: Request, fields: dict[str, Any]) -> Response:
         with tenant_scope(task_tenant(fields["task_id"], fields.get("tenant_id"))):
             return self.respond(request, ChatGetStatusAction(**fields))
@@ -85,8 +84,8 @@ class CancelView(_TaskView):
     )
     def post(self, request: Request, task_id: str) -> Response:
         """Stop a task that waits or runs; the text so far is kept."""
-        fields = {"task_id": task_id, **_tenant(request), "only_if_queued": _flag(request)}
-        return self._cancel(request, self.body(request) | fields)
+        fields = self.body(request) | {"task_id": task_id, **_tenant(request), **_flag(request)}
+        return self._cancel(request, CancelBody(**fields).model_dump())
 
 
 class StatusAliasView(_TaskView):
@@ -115,8 +114,6 @@ def _tenant(request: Request) -> dict[str, str]:
     return {"tenant_id": tenant_id} if tenant_id else {}
 
 
-def _flag(request: Request) -> bool:
-    text = request.query_params.get("only_if_queued", "false").lower()
-    if text not in ("true", "false", "1", "0"):
-        raise ValidationFailed(details={"only_if_queued": "true or false"})
-    return text in ("true", "1")
+def _flag(request: Request) -> dict[str, str]:
+    flag = request.query_params.get("only_if_queued")
+    return {"only_if_queued": flag} if flag is not None else {}
