@@ -114,13 +114,11 @@ class ValidationFailed(NoobleError):
     @classmethod
     def of(cls, error: ValidationError, prefix: str = "") -> ValidationFailed:
         """Pydantic's refusal: `details` maps each field, dotted behind `prefix`, to its reason."""
-        problems = error.errors(include_url=False, include_context=False, include_input=False)
-        return cls(
-            details={
-                prefix + ".".join(str(part) for part in item["loc"]) or "body": item["msg"]
-                for item in problems
-            }
-        )
+        details = {}
+        for problem in error.errors(include_url=False, include_context=False, include_input=False):
+            field = prefix + ".".join(str(part) for part in problem["loc"])
+            details[field or "body"] = problem["msg"]
+        return cls(details=details)
 
 
 class RateLimited(NoobleError):

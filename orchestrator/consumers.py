@@ -80,12 +80,10 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             for group in self.groups:
                 await self.channel_layer.group_discard(group, self.channel_name)
 
-    async def send(
-        self, text_data: str | None = None, bytes_data: bytes | None = None, close: bool = False
-    ) -> None:
+    async def send(self, *args: Any, **kwargs: Any) -> None:
         """To a client that has just gone, nothing: its `disconnect` is on the way."""
         with suppress(Disconnected):
-            await super().send(text_data, bytes_data, close)
+            await super().send(*args, **kwargs)
 
     async def dispatch(self, message: dict[str, Any]) -> None:
         """Events skip the base class, which hops through a thread for every message."""
@@ -238,10 +236,9 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
 
     def _address(self, path: str) -> str:
         headers = dict(self.scope["headers"])
-        trusted = settings.SECURE_PROXY_SSL_HEADER is not None
-        secure = self.scope.get("scheme") == "wss" or (
-            trusted and headers.get(b"x-forwarded-proto") == b"https"
-        )
+        proxied = settings.SECURE_PROXY_SSL_HEADER is not None
+        forwarded = proxied and headers.get(b"x-forwarded-proto") == b"https"
+        secure = forwarded or self.scope.get("scheme") == "wss"
         host = headers.get(b"host", b"").decode("latin-1")
         return f"{'wss' if secure else 'ws'}://{host}{path}"
 

@@ -31,6 +31,7 @@ def forget_cached_rows() -> None:
     core._limits.clear()
     agents._live.clear()
     agents._names.clear()
+    agents._names.clear()
     agents.agent_version.cache_clear()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import uuid
 from concurrent.futures import CancelledError
@@ -76,7 +75,7 @@ def _settle(task: Task, settlement: Settlement) -> None:
             return
         settlement.write(status)
         # Before the callback's message: its handler tells the end of what is announced here.
-        transaction.on_commit(functools.partial(settlement.announce, status), robust=True)
+        transaction.on_commit(lambda: settlement.announce(status), robust=True)
         enqueue_callback(task)
 
 

@@ -124,7 +124,8 @@ class Turn(list[Event]):
             assert completed["data"]["text"] == self.text
         finals = [event["data"]["is_final"] for event in self.named("agent_response_token")]
         assert not any(finals[:-1])
-        assert not finals or finals[-1] == order.endswith("Cc")
+        # A cancel may win the row after the last frame was sent.
+        assert not finals or finals[-1] or not order.endswith("Cc")
         return self
 
 

@@ -94,8 +94,9 @@ def test_the_same_configuration_again_is_no_new_version(tenant: Tenant) -> None:
 
 def test_a_bad_configuration_changes_nothing(committed_tenant: Tenant) -> None:
     agent = create(committed_tenant)
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationFailed) as refused:
         update(agent, committed_tenant, name="Grace", config={"temperature": 7})
+    assert set(refused.value.details) == {"config.temperature"}
     row = Agent.unscoped.get(pk=agent.agent_id)
     assert row.name == "Ada"
     assert AgentVersion.unscoped.filter(agent=row).count() == 1
@@ -223,3 +224,23 @@ def test_a_version_never_changes(tenant: Tenant) -> None:
     with pytest.raises(TypeError, match="never changes"):
         AgentVersion.unscoped.get(pk=version.pk).save(update_fields=["author"])
     assert AgentVersion.unscoped.get(pk=version.pk).config["model"] == "echo"
+
+
+def test_agents_of_one_name_made_at_once_get_slugs_of_their_own(committed_tenant: Tenant) -> None:
+    rivals = 6
+    barrier = Barrier(rivals)
+
+    def make(_: int) -> list[str]:
+        try:
+            slugs = []
+            for number in range(3):
+                barrier.wait(timeout=30)
+                slugs.append(create(committed_tenant, name=f"Ada {number}").slug)
+            return slugs
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(rivals) as threads:
+        slugs = [slug for made in threads.map(make, range(rivals)) for slug in made]
+    assert len(set(slugs)) == rivals * 3
+    assert {"ada-0", "ada-1", "ada-2"} <= set(slugs)

@@ -11,7 +11,14 @@ from django.test.utils import CaptureQueriesContext
 from agents.actions import AgentDeleteAction, AgentUpdateAction
 from agents.errors import AgentNotFound
 from agents.models import Agent
-from agents.selectors import agent_get, agent_list, agent_live, agent_resource, agent_version
+from agents.selectors import (
+    agent_get,
+    agent_list,
+    agent_live,
+    agent_name,
+    agent_resource,
+    agent_version,
+)
 from core.actions.bus import execute
 from core.models import Tenant
 from core.tenancy import NoTenantScope, tenant_scope
@@ -96,3 +103,14 @@ def test_a_page_of_agents_costs_one_query(tenant: Tenant) -> None:
         for agent in agent_list(None, 10):
             agent_resource(agent)
     assert len(queries) == 1
+
+
+def test_an_agents_name_is_todays(tenant: Tenant) -> None:
+    agent = make_agent(tenant)
+    assert agent_name(agent.pk) == "Test agent"
+    with tenant_scope(tenant.pk):
+        execute(AgentUpdateAction(agent_id=agent.pk, name="Grace", actor="test"))
+        execute(AgentDeleteAction(agent_id=agent.pk, actor="test"))
+    forget_cached_rows()
+    assert agent_name(agent.pk) == "Grace"
+    assert agent_name(uuid.uuid4()) == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -281,24 +282,20 @@ def test_a_lost_task_answers_nobody(committed_tenant: Tenant, monkeypatch: pytes
     task = make_run(make_session(make_agent(committed_tenant)), "Hello?")
     stream = handlers._stream
 
-    async def slow(*args: Any) -> handlers.Outcome:
+    def take_over() -> None:
+        try:
+            Task.unscoped.filter(pk=task.pk).update(status="queued")
+            assert Task.claim(task.pk, task.tenant_id) is not None
+        finally:
+            connection.close()
+
+    async def lose(*args: Any) -> handlers.Outcome:
         outcome = await stream(*args)
-        taken_over.set()
+        await asyncio.to_thread(take_over)
         return outcome
 
-    taken_over = threading.Event()
-    monkeypatch.setattr(handlers, "_stream", slow)
-    run_until_cancelled = handlers.run_until_cancelled
-
-    def then_lose(*args: Any) -> Any:
-        outcome = run_until_cancelled(*args)
-        Task.unscoped.filter(pk=task.pk).update(status="queued")
-        assert Task.claim(task.pk, task.tenant_id) is not None
-        return outcome
-
-    monkeypatch.setattr(handlers, "run_until_cancelled", then_lose)
+    monkeypatch.setattr(handlers, "_stream", lose)
     run(task)
-    assert taken_over.is_set()
     assert (task.status, task.attempt, task.result) == ("processing", 2, None)
     assert answer_of(task) is None
     assert not UsageRecord.unscoped.exists()

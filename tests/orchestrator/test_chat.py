@@ -198,9 +198,9 @@ def test_an_answered_tasks_status(committed_tenant: Tenant) -> None:
     assert (state.status, state.attempt, state.error) == ("completed", 1, None)
     assert state.output is not None
     assert state.output.text == "one two"
-    assert (
-        state.created_at <= (state.started_at or state.created_at) <= (state.finished_at or state.created_at)
-    )
+    assert state.started_at is not None
+    assert state.finished_at is not None
+    assert state.created_at <= state.started_at <= state.finished_at
 
 
 def test_a_failed_tasks_status(committed_tenant: Tenant) -> None:

@@ -17,15 +17,7 @@ from redis.exceptions import TimeoutError as ValkeyTimeout
 from rest_framework import exceptions as drf
 
 from core import errors
-from core.api.errors import (
-    bad_request,
-    exception_handler,
-    headers_of,
-    invalid,
-    named,
-    not_found,
-    server_error,
-)
+from core.api.errors import bad_request, exception_handler, headers_of, named, not_found, server_error
 
 
 class Shape(BaseModel):
@@ -93,9 +85,13 @@ def test_a_named_error_stays_itself() -> None:
 
 
 def test_details_name_the_fields_and_never_repeat_what_was_sent() -> None:
-    details = invalid(refusal(number="the secret is plum", inner={"a": "b"})).details
-    assert set(details) == {"number", "inner.a"}
-    assert "plum" not in str(details)
+    error = refusal(number="the secret is plum", inner={"a": "b"})
+    assert set(errors.ValidationFailed.of(error).details) == {"number", "inner.a"}
+    assert set(errors.ValidationFailed.of(error, prefix="config.").details) == {
+        "config.number",
+        "config.inner.a",
+    }
+    assert "plum" not in str(errors.ValidationFailed.of(error).details)
 
 
 def test_headers_tell_what_to_do_next() -> None:
