@@ -50,5 +50,5 @@ def origin_is_sound(origin: str) -> bool:
         parts.scheme in ("http", "https")
         and _host.fullmatch(parts.hostname or "") is not None
         and "@" not in parts.netloc
-        and not (parts.path or parts.query or parts.fragment)
+        and origin == f"{parts.scheme}://{parts.netloc}"
     )

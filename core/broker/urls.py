@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from kombu.transport import TRANSPORT_ALIASES
 
@@ -15,7 +15,7 @@ def broker_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme == "unix":
         database = parse_qs(parts.query).get("db", ["0"])[0]
-        return f"nooble+socket://{quote(parts.path)}?virtual_host={database}"
+        return f"nooble+socket://{parts.path}?virtual_host={database}"
     if parts.scheme == "rediss":
         query = parts.query or "ssl_cert_reqs=CERT_REQUIRED"  # kombu's own default checks nothing
         return urlunsplit(parts._replace(scheme="noobles", query=query))

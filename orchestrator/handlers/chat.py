@@ -10,6 +10,7 @@ import redis
 from django.db import transaction
 from django.utils.translation import gettext as _
 
+from agents.errors import AgentNotFound
 from agents.selectors import agent_live
 from conversations.actions import ConversationAppendAction, ConversationOpenAction
 from core.actions.bus import enqueue, execute
@@ -45,6 +46,8 @@ def send_message(action: ChatSendMessageAction) -> ChatMessageSent:
     """Question and task in one transaction; the task is published after its commit."""
     tenant_id = current_tenant_id()
     agent = agent_live(action.agent_id)
+    if agent.tenant_id != tenant_id:
+        raise AgentNotFound()
     session_id = action.session_id or new_session_id()
     last_seq = _last_seq(tenant_id, session_id) if action.session_id else 0
     user_id = action.user_info.user_id
