@@ -8,14 +8,16 @@ from typing import Any
 
 from conversations.errors import SessionNotFound
 from conversations.models import Message, Session
+from core.tenancy import current_tenant_id
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A message as a model reads it."""
+    """A message as a run reads it; `seq` is the session's last when it was written."""
 
     role: str
     text: str
+    seq: int
 
 
 def session_history(session_row_id: int, until_task: uuid.UUID, limit: int = 200) -> list[Turn]:
@@ -23,7 +25,7 @@ def session_history(session_row_id: int, until_task: uuid.UUID, limit: int = 200
     question = Message.objects.filter(task_id=until_task, role=Message.Role.USER).values("pk")
     # What came after the question belongs to later runs.
     rows = Message.objects.filter(session_id=session_row_id, pk__lte=question).order_by("-pk")
-    return [Turn(role, text) for role, text in rows.values_list("role", "text")[:limit]][::-1]
+    return [Turn(*row) for row in rows.values_list("role", "text", "seq")[:limit]][::-1]
 
 
 def session_messages(key: str, from_seq: int, after: int, limit: int) -> list[dict[str, Any]]:
@@ -42,3 +44,9 @@ def session_agent(key: str) -> uuid.UUID | None:
     """The agent that the current tenant's session is bound to, or None."""
     agent_id: uuid.UUID | None = Session.objects.filter(key=key).values_list("agent_id", flat=True).first()
     return agent_id
+
+
+def session_seq(key: str) -> int:
+    """A seq that the current tenant's session has had: its last message's, or 0."""
+    rows = Message.objects.filter(session__key=key, session__tenant_id=current_tenant_id()).order_by("-pk")
+    return rows.values_list("seq", flat=True).first() or 0

@@ -40,8 +40,8 @@ def cancel(action: TaskCancelAction) -> CancelledTask:
     if unstarted:
         return CancelledTask(task_id=task.pk, status=Task.Status.CANCELLED)
     if not action.only_if_queued and Task.ask_to_cancel(task.pk, action.by):
+        cancellation.hint(task.pk)  # first: nothing may hold it up
         _tell_cancelling(task)
-        cancellation.hint(task.pk)
         return CancelledTask(task_id=task.pk, status=Task.Status.CANCELLING)
     task.refresh_from_db(fields=["status"])
     raise CannotCancel(task.status)
@@ -53,7 +53,7 @@ def _tell_cancelling(task: Task) -> None:
     data = StatusUpdate(status=Task.Status.CANCELLING, details={})
     try:
         aio.run(append(TaskStatusUpdate(**envelope_of(task), data=data)))
-    except redis.RedisError:
+    except (redis.RedisError, OSError):
         logger.warning("task %s: its session does not hear of the cancel: Valkey is away", task.pk)
 
 

@@ -14,7 +14,7 @@ from django.db import connection
 
 from agents.selectors import PinnedVersion, agent_name, agent_version
 from conversations.actions import ConversationAppendAction
-from conversations.selectors import session_history
+from conversations.selectors import Turn, session_history
 from core import aio
 from core.actions.base import Settlement
 from core.actions.bus import execute
@@ -31,6 +31,7 @@ from execution.events import (
     AgentExecutionCompleted,
     AgentExecutionFailed,
     RunCompleted,
+    RunEvent,
     RunFailed,
 )
 from execution.limits import estimated_tokens, message_tokens
@@ -52,6 +53,7 @@ class Outcome:
     usage: Usage | None = None
     error: NoobleError | None = None
     last_seq: int = 0
+    called: bool = False  # whether the provider was asked at all
 
     @property
     def text(self) -> str:
@@ -62,6 +64,7 @@ class Outcome:
 def execute_agent(action: ExecuteAgentAction, task: Task) -> Settlement:
     """One attempt of one run. While the model speaks, no database connection is held."""
     version = agent_version(action.version_id)
+    turns = session_history(action.session_row_id, task_origin(task))
     run = RunIdentity(
         task_id=task.pk,
         global_task_id=task.global_task_id,
@@ -70,8 +73,9 @@ def execute_agent(action: ExecuteAgentAction, task: Task) -> Settlement:
         agent_id=action.agent_id,
         version=version.number,
         attempt=task.attempt,
+        floor=max((turn.seq for turn in turns), default=0),
     )
-    request = request_of(_load(action, task, version))
+    request = request_of(_context(action, version, turns))
     allowed = tenant_limits(task.tenant_id).uses_environment_keys
     connection.close()
     outcome = aio.run(_stream(run, request, version.config.provider, allowed))
@@ -85,8 +89,7 @@ def execute_agent(action: ExecuteAgentAction, task: Task) -> Settlement:
     )
 
 
-def _load(action: ExecuteAgentAction, task: Task, version: PinnedVersion) -> RunContext:
-    turns = session_history(action.session_row_id, task_origin(task))
+def _context(action: ExecuteAgentAction, version: PinnedVersion, turns: list[Turn]) -> RunContext:
     return RunContext(
         agent_name=agent_name(action.agent_id),
         config=version.config,
@@ -129,7 +132,9 @@ async def _answer(
     request: ModelRequest, provider: str, allowed: bool, stream: AnswerStream, outcome: Outcome
 ) -> None:
     """The model's answer into the stream and the outcome, while it comes. Raises ProviderError."""
-    async for event in run_agent(request, _provider(provider, allowed)):
+    model = _provider(provider, allowed)
+    outcome.called = True
+    async for event in run_agent(request, model):
         if isinstance(event, TextDelta):
             outcome.parts.append(event.text)
             stream.add(event.text)
@@ -174,6 +179,8 @@ def _write(
                 seq=outcome.last_seq,
             )
         )
+    if not outcome.called:
+        return
     UsageRecord.objects.create(
         tenant_id=task.tenant_id,
         task=task,
@@ -188,9 +195,10 @@ def _write(
 
 def _announce(run: RunIdentity, outcome: Outcome, status: str) -> None:
     """Tell the session how the run ended; the row has been settled."""
+    event: RunEvent
     if outcome.error is not None and status != Task.Status.CANCELLED:
         failed = RunFailed(error=str(outcome.error), error_type=outcome.error.type)
-        aio.run(append(AgentExecutionFailed(**run.envelope(), data=failed), run.attempt))
+        event = AgentExecutionFailed(**run.envelope(), data=failed)
     else:
-        completed = RunCompleted(**_result(outcome))
-        aio.run(append(AgentExecutionCompleted(**run.envelope(), data=completed), run.attempt))
+        event = AgentExecutionCompleted(**run.envelope(), data=RunCompleted(**_result(outcome)))
+    aio.run(append(event, run.attempt, floor=run.floor))

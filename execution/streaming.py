@@ -10,7 +10,7 @@ from typing import Any
 
 import redis
 
-from core.events.log import append
+from core.events.log import append_patiently
 from execution.events import (
     AgentExecutionStarted,
     AgentResponseToken,
@@ -22,13 +22,11 @@ from execution.events import (
 logger = logging.getLogger(__name__)
 
 FRAME_SECONDS = 0.02
-RETRY_SECONDS = 0.5
-CLOSING_TRIES = 10
 
 
 @dataclass(frozen=True, slots=True)
 class RunIdentity:
-    """Whose events these are."""
+    """Whose events these are; `floor` is a seq that their session has had."""
 
     task_id: uuid.UUID
     global_task_id: uuid.UUID
@@ -37,6 +35,7 @@ class RunIdentity:
     agent_id: uuid.UUID
     version: int
     attempt: int
+    floor: int
 
     def envelope(self) -> dict[str, Any]:
         """The fields that every event of the run shares."""
@@ -62,7 +61,7 @@ class AnswerStream:
         self._wake = asyncio.Event()
         self._closed = False
         self._complete = False
-        self.last_seq = 0
+        self.last_seq = run.floor
         self._pump = asyncio.create_task(self._publish_frames())
 
     async def __aenter__(self) -> AnswerStream:
@@ -105,21 +104,14 @@ class AnswerStream:
             if last:
                 return
             if not self._closed:
-                # Sleeps through the wake-ups of tokens, not through the end of the answer.
+                # Tokens that come meanwhile make the next frame.
                 await asyncio.sleep(begun + FRAME_SECONDS - loop.time())
 
     async def _publish(self, event: RunEvent) -> None:
-        """Publish, again and again while Valkey is away: later frames would leave a hole."""
-        tries = 0
-        while True:
-            try:
-                seq = await append(event, self._run.attempt)
-            except (redis.RedisError, OSError) as error:
-                tries += self._closed
-                if tries >= CLOSING_TRIES:
-                    logger.warning("task %s: frames were lost: %s", self._run.task_id, error)
-                    return
-                await asyncio.sleep(RETRY_SECONDS)
-            else:
-                self.last_seq = seq or self.last_seq
-                return
+        """In order and without a hole, while Valkey is away for a moment."""
+        try:
+            seq = await append_patiently(event, self._run.attempt, floor=self._run.floor)
+        except (redis.RedisError, OSError) as error:
+            logger.warning("task %s: a frame was lost: %s", self._run.task_id, error)
+        else:
+            self.last_seq = seq or self.last_seq

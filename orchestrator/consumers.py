@@ -8,14 +8,16 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs
 
+import redis
 from asgiref.sync import sync_to_async
 from autobahn.exception import Disconnected
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.conf import settings
-from django.db import close_old_connections
+from django.db import OperationalError, close_old_connections
 from django.http import HttpRequest
 from django.utils import translation
 
+from conversations.selectors import session_seq
 from core.actions.base import Action, ActionError, ActionResult
 from core.actions.bus import answer
 from core.api.errors import named
@@ -25,6 +27,7 @@ from core.errors import (
     Conflict,
     MalformedRequest,
     NoobleError,
+    NotFound,
     PermissionRefused,
     TenantNotFound,
     ValidationFailed,
@@ -53,6 +56,10 @@ ACTIONS: dict[str, type[Action[Any]]] = {
 _threads = ThreadPoolExecutor(max_workers=16, thread_name_prefix="socket")
 
 
+# A service that is away, at connect: come back later.
+AWAY = (OperationalError, redis.RedisError, OSError)
+
+
 class Refused(Exception):
     """A connect that may not be: the close code and the error that explains it."""
 
@@ -66,6 +73,7 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     """`WS /ws/{tenant_id}/{session_id}`: everything that happens in a session, in order, once."""
 
     next_ping = 0.0
+    refused = False
     groups: list[str]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -105,7 +113,10 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             await self._refuse(refused.code, refused.error)
             return
         await self.accept(PROTOCOL if PROTOCOL in self.scope["subprotocols"] else None)
-        await self._join(resume, after)
+        try:
+            await self._join(resume, after)
+        except AWAY as error:
+            await self._refuse(1013, named(error))
 
     async def _admit(self) -> tuple[Resume | None, int | None]:
         """The token and the cursor that the client came with. Raises Refused."""
@@ -125,6 +136,8 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             await self._in_thread(tenant_limits, self.tenant_id)
         except TenantNotFound as error:
             raise Refused(4404, error) from None
+        except AWAY as error:
+            raise Refused(1013, named(error)) from None
         return resume, after
 
     async def _join(self, resume: Resume | None, after: int | None) -> None:
@@ -134,6 +147,8 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         for group in self.groups:
             await self.channel_layer.group_add(group, self.channel_name)
         last_seq = await log.last_seq(self.name)
+        if last_seq is None:
+            last_seq = await self._in_thread(self._revived)
         resume = resume or Resume(self.tenant_id, self.session_id, from_seq=last_seq)
         data = {"session_id": self.session_id, "last_seq": last_seq, "resume_token": resume.token()}
         await self.send(text_data=control("connection_established", data))
@@ -143,7 +158,14 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             self.cursor = min(max(after, resume.from_seq), last_seq)
             await self._catch_up()
 
+    def _revived(self) -> int:
+        """The tail of a log that is not there: a new session's is 0, a lost one goes on far above."""
+        with tenant_scope(self.tenant_id):
+            floor = session_seq(self.session_id)
+        return log.revive(self.name, floor) if floor else 0
+
     async def _refuse(self, code: int, error: NoobleError) -> None:
+        self.refused = True
         with translation.override(self.language):
             await self.send(text_data=control("error", error.as_dict()))
         await self.close(code)
@@ -176,6 +198,8 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         """One frame, one answer; only frames that are no text of ours end the socket."""
+        if self.refused:
+            return  # what was already on the way when we said no
         if text_data is None:
             await self._refuse(4400, MalformedRequest("Binary frames are not spoken here."))
             return
@@ -248,8 +272,8 @@ class UnknownConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     """Any other address: refused with a reason instead of a broken handshake."""
 
     async def connect(self) -> None:
-        await self.accept()
-        await self.send(text_data=control("error", TenantNotFound().as_dict()))
+        await self.accept(PROTOCOL if PROTOCOL in self.scope["subprotocols"] else None)
+        await self.send(text_data=control("error", NotFound().as_dict()))
         await self.close(4404)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, TypeVar
 
-from django.db import OperationalError, transaction
+from django.db import DatabaseError, OperationalError, transaction
 from kombu.exceptions import OperationalError as BrokerError
 
 from core.actions.base import Action, ActionError, ActionResult, Result
@@ -114,5 +114,11 @@ def publish_task(task: Task) -> None:
     except BrokerError:
         logger.warning("task %s waits: the broker is away", task.pk)
         return
-    if Task.mark_queued(task.pk):
+    try:
+        queued = Task.mark_queued(task.pk)
+    except DatabaseError as error:
+        # The message is on its way and the row can be claimed as it is: nothing is lost but the word.
+        logger.warning("task %s is not marked as queued: %s", task.pk, error)
+        return
+    if queued:
         task.status = Task.Status.QUEUED

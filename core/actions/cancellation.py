@@ -55,14 +55,19 @@ class Watch:
 
 
 @contextmanager
-def watching(task_id: uuid.UUID) -> Iterator[None]:
-    """Hear hints for this task. Enter it before the claim: a hint can follow at once."""
+def watching(task_id: uuid.UUID) -> Iterator[bool]:
+    """Hear hints for this task. Enter it before the claim: a hint can follow at once.
+
+    Yields False when this process has the task already: a message that came twice.
+    """
     _listen()
-    _watches[_spelled(task_id)] = Watch()
+    key, watch = _spelled(task_id), Watch()
+    ours = _watches.setdefault(key, watch) is watch
     try:
-        yield
+        yield ours
     finally:
-        del _watches[_spelled(task_id)]
+        if ours:
+            del _watches[key]
 
 
 async def until_cancelled(task_id: uuid.UUID, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -71,11 +76,6 @@ async def until_cancelled(task_id: uuid.UUID, coroutine: Coroutine[Any, Any, T])
     Only this coroutine is cancelled: what the caller awaits afterwards is not disturbed.
     """
     return await _watches[_spelled(task_id)].guard(coroutine)
-
-
-def run_until_cancelled(task_id: uuid.UUID, coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run the coroutine on the process's loop. Raises concurrent.futures.CancelledError on a hint."""
-    return aio.run(_watches[_spelled(task_id)].guard(coroutine))
 
 
 def hint(task_id: uuid.UUID) -> None:

@@ -69,11 +69,6 @@ def build(name: str, payload: dict[str, Any]) -> Action[Any]:
     return _handlers[name].action(**payload)
 
 
-def action_named(name: str) -> type[Action[Any]] | None:
-    handler = _handlers.get(name)
-    return handler.action if handler else None
-
-
 def can_handle(name: str) -> bool:
     return name in _handlers
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
 import uuid
-from concurrent.futures import CancelledError
 
 from celery import Celery
-from django.db import transaction
+from celery.exceptions import Reject
+from django.db import OperationalError, connection, transaction
 
 from core.actions.base import Settlement
 from core.actions.bus import enqueue, execute
@@ -19,6 +20,9 @@ from core.queues.names import HIGH
 from core.tenancy import tenant_scope
 
 logger = logging.getLogger(__name__)
+
+AWAY_SECONDS = 1.0  # between tries while the database is away
+SETTLE_TRIES = 30
 
 
 def register_tasks(app: Celery) -> None:
@@ -34,12 +38,21 @@ def run_task(task_id: str, tenant_id: str) -> None:
     Killed before the claim: the message comes back. Killed after it: the row stays `processing`.
     """
     pk = uuid.UUID(task_id)
-    with tenant_scope(tenant_id), watching(pk):
-        task = Task.claim(pk, tenant_id)
+    with tenant_scope(tenant_id), watching(pk) as ours:
+        task = _claim(pk, tenant_id) if ours else None
         if task is None:
             logger.info("task %s: nothing to claim", task_id)
             return
         _settle(task, _run(task))
+
+
+def _claim(task_id: uuid.UUID, tenant_id: str) -> Task | None:
+    try:
+        return Task.claim(task_id, tenant_id)
+    except OperationalError as error:
+        logger.warning("task %s is not claimed, the database is away: %s", task_id, error)
+        time.sleep(AWAY_SECONDS)
+        raise Reject(error, requeue=True) from error
 
 
 def _run(task: Task) -> Settlement:
@@ -57,8 +70,6 @@ def _run(task: Task) -> Settlement:
         )
     except NoobleError as expected:
         error = expected
-    except CancelledError:
-        return Settlement(Task.Status.CANCELLED)
     except Exception:
         # The wall between one task and the worker that runs a hundred others.
         logger.exception("task %s (%s) failed", task.pk, task.action)
@@ -67,6 +78,18 @@ def _run(task: Task) -> Settlement:
 
 
 def _settle(task: Task, settlement: Settlement) -> None:
+    """Settle, also when the database is away for a moment: the answer exists only here."""
+    for _ in range(SETTLE_TRIES - 1):
+        try:
+            return _settle_once(task, settlement)
+        except OperationalError as error:
+            logger.warning("task %s is settled later, the database is away: %s", task.pk, error)
+            connection.close()
+            time.sleep(AWAY_SECONDS)
+    return _settle_once(task, settlement)
+
+
+def _settle_once(task: Task, settlement: Settlement) -> None:
     """One transaction: the compare-and-set first, then what the run wrote, then its callback's row."""
     with transaction.atomic():
         status = task.settle(settlement.status, result=settlement.result, error=settlement.error)

@@ -32,6 +32,7 @@ _KNOWN: tuple[tuple[type[Exception], type[errors.NoobleError]], ...] = (
     (RequestDataTooBig, errors.BodyTooLarge),
     (OperationalError, errors.ServiceUnavailable),
     (RedisError, errors.ServiceUnavailable),
+    (ConnectionError, errors.ServiceUnavailable),
 )
 
 

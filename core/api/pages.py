@@ -16,7 +16,7 @@ MAX_LIMIT = 200
 def limit_of(request: Request) -> int:
     """How many items the caller wants. Raises ValidationFailed."""
     text = request.query_params.get("limit", str(DEFAULT_LIMIT))
-    if not text.isdecimal() or not 1 <= int(text[:9]) <= MAX_LIMIT:
+    if not text.isascii() or not text.isdecimal() or len(text) > 3 or not 1 <= int(text) <= MAX_LIMIT:
         raise ValidationFailed(details={"limit": f"a number from 1 to {MAX_LIMIT}"})
     return int(text)
 

@@ -27,7 +27,7 @@ from core.tenancy import tenant_scope
 
 
 class ApiView(APIView):
-    """Every JSON endpoint: refuses what is too large before reading it, names every error."""
+    """Every JSON endpoint: refuses what is too large before parsing it, names every error."""
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         length = request.META.get("CONTENT_LENGTH") or "0"

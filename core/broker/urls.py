@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import parse_qs, urlsplit, urlunsplit
+from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit, urlunsplit
 
 from kombu.transport import TRANSPORT_ALIASES
 
@@ -16,10 +16,14 @@ def broker_url(url: str) -> str:
     if parts.scheme == "unix":
         database = parse_qs(parts.query).get("db", ["0"])[0]
         return f"nooble+socket://{parts.path}?virtual_host={database}"
-    if parts.scheme == "rediss":
-        query = parts.query or "ssl_cert_reqs=CERT_REQUIRED"  # kombu's own default checks nothing
-        return urlunsplit(parts._replace(scheme="noobles", query=query))
-    return urlunsplit(parts._replace(scheme="nooble"))
+    # What is in the query is for redis-py; kombu takes the database from the path, and checks no
+    # certificate unless told to.
+    query = dict(parse_qsl(parts.query))
+    database = query.get("db", parts.path.strip("/") or "0")
+    if parts.scheme == "redis":
+        return urlunsplit(("nooble", parts.netloc, f"/{database}", "", ""))
+    checks = {"ssl_cert_reqs": "required"} | {name: query[name] for name in query if name.startswith("ssl_")}
+    return urlunsplit(("noobles", parts.netloc, f"/{database}", urlencode(checks), ""))
 
 
 def channels_host(url: str) -> dict[str, Any]:

@@ -17,6 +17,9 @@ from core.events.groups import pubsub_channel, session_name
 
 LONGEST = 5_000  # events
 SECONDS_TO_LIVE = 24 * 60 * 60
+GAP = 1_000_000  # more events than a session can have had since any seq that the database knows
+CLOSED_TASKS = 1_000  # of a session, remembered against a second end
+TRIES, RETRY_SECONDS = 60, 0.5
 
 _script = (Path(__file__).parent / "append.lua").read_text()
 _sha = hashlib.sha1(_script.encode(), usedforsecurity=False).hexdigest()
@@ -31,11 +34,15 @@ def _marks(name: str) -> str:
     return f"nooble:marks:{{{name}}}"
 
 
-async def append(event: Event, attempt: int | None = None) -> int | None:
+async def append(event: Event, attempt: int | None = None, *, floor: int | None = None) -> int | None:
     """Keep the event in its session's log, tell the session's open sockets, and return its seq.
 
-    None when it was refused: a stale attempt, or a second end. Raises redis.RedisError; to append
-    the same event again is safe then. One script does both, so the hints of a session leave in the
+    `floor` is a seq that was given in this session, 0 in a new one: a log that was lost (after a day
+    of silence, or with Valkey's data) goes on far above it. Without one the event is appended only to
+    a log that lives.
+
+    None when it was refused: a stale attempt, or a second end. Raises redis.RedisError or OSError; to
+    append the same event again is safe then. One script does both, so the hints of a session leave in the
     order of its log, whichever process appends.
     """
     if event.session_id is None:
@@ -47,6 +54,7 @@ async def append(event: Event, attempt: int | None = None) -> int | None:
     seq = await _appenders[loop].append(
         _log(name),
         _marks(name),
+        f"nooble:closed:{{{name}}}",
         event.body(),
         str(event.task_id) if event.task_id else "",
         attempt if attempt is not None else "",
@@ -57,8 +65,21 @@ async def append(event: Event, attempt: int | None = None) -> int | None:
         pubsub_channel(name),
         event.tenant_id,
         event.session_id,
+        floor if floor is not None else "",
+        GAP,
+        CLOSED_TASKS,
     )
     return seq or None
+
+
+async def append_patiently(event: Event, attempt: int | None = None, *, floor: int) -> int | None:
+    """`append`, again and again for half a minute while Valkey is away. Raises what it raises then."""
+    for _ in range(TRIES):
+        try:
+            return await append(event, attempt, floor=floor)
+        except (redis.RedisError, OSError):
+            await asyncio.sleep(RETRY_SECONDS)
+    return await append(event, attempt, floor=floor)
 
 
 async def read(name: str, after: int, limit: int = 500) -> list[tuple[int, bytes]]:
@@ -67,14 +88,24 @@ async def read(name: str, after: int, limit: int = 500) -> list[tuple[int, bytes
     return [(int(entry_id.split(b"-")[0]), fields[b"e"]) for entry_id, fields in entries]
 
 
-async def last_seq(name: str) -> int:
-    """The log's tail; 0 for a session that nobody has heard of."""
-    return int(await valkey.async_client().hget(_marks(name), "seq") or 0)
+async def last_seq(name: str) -> int | None:
+    """The log's tail, or None where there is no log: a new session's, or one that was lost."""
+    seq = await valkey.async_client().hget(_marks(name), "seq")
+    return int(seq) if seq is not None else None
 
 
-def last_seq_sync(name: str) -> int:
+def last_seq_sync(name: str) -> int | None:
     """`last_seq`, for threads."""
-    return int(valkey.client().hget(_marks(name), "seq") or 0)
+    seq: Any = valkey.client().hget(_marks(name), "seq")
+    return int(seq) if seq is not None else None
+
+
+def revive(name: str, floor: int) -> int:
+    """The tail of a log that was lost, for threads: far above `floor`, a seq that was given."""
+    client, marks = valkey.client(), _marks(name)
+    client.hsetnx(marks, "seq", str(floor + GAP if floor else 0))
+    client.expire(marks, SECONDS_TO_LIVE)
+    return last_seq_sync(name) or 0
 
 
 class _Appender:
@@ -119,7 +150,7 @@ class _Appender:
     async def _run(self, batch: list[tuple[tuple[Any, ...], asyncio.Future[int]]]) -> list[Any]:
         async with valkey.async_client().pipeline(transaction=False) as pipeline:
             for arguments, _ in batch:
-                pipeline.evalsha(_sha, 2, *arguments)
+                pipeline.evalsha(_sha, 3, *arguments)
             answers: list[Any] = await pipeline.execute(raise_on_error=False)
         if any(isinstance(answer, redis.exceptions.NoScriptError) for answer in answers):
             # A server that has just started: it knows none of them, so nothing was appended.

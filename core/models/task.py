@@ -132,10 +132,12 @@ class Task(TenantModel):
         )
 
     def settle(self, status: str, *, result: Any = None, error: Any = None) -> str | None:
-        """End this attempt; returns the final status, or None when the attempt is no longer ours.
+        """End this attempt as completed or failed; a task that is `cancelling` ends `cancelled` instead.
 
-        A task that is `cancelling` ends `cancelled`, whatever the run came to.
+        Returns the final status, or None when the attempt is no longer ours.
         """
+        if status not in (TaskStatus.COMPLETED, TaskStatus.FAILED):
+            raise ValueError(f"a run ends completed or failed, not {status}")
         ending = {"result": result, "finished_at": Now()}
         ours = {"attempt": self.attempt}
         if _move(self.pk, (TaskStatus.PROCESSING,), ours, status=status, error=error, **ending):

@@ -14,6 +14,7 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
     "socket_connect_timeout": 1,
     "socket_keepalive": True,
     "health_check_interval": 10,
+    "max_retries": 0,  # who publishes is told at once; the row waits, not a request
     "priority_steps": [0],  # the queue's name carries the priority
 }
 CELERY_TASK_QUEUES = [Queue(domain) for domain in DOMAINS]

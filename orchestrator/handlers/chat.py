@@ -13,12 +13,13 @@ from django.utils.translation import gettext as _
 from agents.errors import AgentNotFound
 from agents.selectors import agent_live
 from conversations.actions import ConversationAppendAction, ConversationOpenAction
+from conversations.selectors import session_seq
 from core.actions.bus import enqueue, execute
 from core.actions.registry import handles
 from core.actions.tasks import TaskCancelAction
 from core.errors import TaskNotFound
 from core.events.groups import session_name
-from core.events.log import last_seq_sync
+from core.events.log import last_seq_sync, revive
 from core.ids import new_session_id, parse_uuid
 from core.models import Task
 from core.selectors import tenant_limits
@@ -49,7 +50,6 @@ def send_message(action: ChatSendMessageAction) -> ChatMessageSent:
     if agent.tenant_id != tenant_id:
         raise AgentNotFound()
     session_id = action.session_id or new_session_id()
-    last_seq = _last_seq(tenant_id, session_id) if action.session_id else 0
     user_id = action.user_info.user_id
     with transaction.atomic():
         session = execute(
@@ -58,7 +58,11 @@ def send_message(action: ChatSendMessageAction) -> ChatMessageSent:
         task = _enqueue_run(action, agent.version_id, session_id, session.row_id)
         execute(
             ConversationAppendAction(
-                session_row_id=session.row_id, task_id=task.pk, role="user", text=action.message, seq=last_seq
+                session_row_id=session.row_id,
+                task_id=task.pk,
+                role="user",
+                text=action.message,
+                seq=0 if session.created else _last_seq(tenant_id, session_id),
             )
         )
     sent: dict[str, Any] = {
@@ -95,11 +99,14 @@ def _enqueue_run(
 
 
 def _last_seq(tenant_id: str, session_id: str) -> int:
+    """The session's tail; a log that was lost begins again, far above it."""
+    name = session_name(tenant_id, session_id)
     try:
-        return last_seq_sync(session_name(tenant_id, session_id))
+        seq = last_seq_sync(name)
+        return revive(name, session_seq(session_id)) if seq is None else seq
     except redis.RedisError:
         logger.warning("the session log is away")
-        return 0
+        return session_seq(session_id)
 
 
 @handles(ChatGetStatusAction, atomic=False)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from conversations.selectors import session_seq
 from core import aio
 from core.actions.registry import handles
-from core.events.log import append
+from core.events.base import Event
+from core.events.log import append, append_patiently
 from core.events.publisher import publish_to_tenant
 from core.events.tasks import StatusUpdate, envelope_of
 from core.models import Task
@@ -36,29 +38,39 @@ def send_message(action: WebSocketSendAction) -> None:
     Done twice, the log refuses the second time.
     """
     task = Task.objects.get(pk=action.task_id)
-    aio.run(_tell(task))
+    floor = session_seq(task.session_id)
+
+    async def tell() -> None:
+        for event in _ending(task):
+            attempt = task.attempt if event.closes == "run" else None
+            await append_patiently(event, attempt, floor=floor)
+
+    aio.run(tell())
 
 
-async def _tell(task: Task) -> None:
+def _ending(task: Task) -> list[Event]:
+    """The events that end a turn: the run's, where there was one, and the task's."""
     envelope = envelope_of(task)
     error: dict[str, Any] = task.error or {}
     result: dict[str, Any] = task.result or {}
     if task.status == Task.Status.FAILED:
         failure = {"error": error["message"], "error_type": error["type"]}
-        await append(AgentExecutionFailed(**envelope, data=RunFailed(**failure)), task.attempt)
-        await append(TaskFailed(**envelope, data=Failure(**failure)))
-    elif task.status == Task.Status.COMPLETED:
-        completed = RunCompleted(**result)
-        await append(AgentExecutionCompleted(**envelope, data=completed), task.attempt)
-        await append(TaskCompleted(**envelope, data=result))
-    else:
-        if result:
-            completed = RunCompleted(**{**result, "finish_reason": "cancelled"})
-            await append(AgentExecutionCompleted(**envelope, data=completed), task.attempt)
-        at = task.cancelled_at.isoformat() if task.cancelled_at else None
-        details = {"cancelled_at": at, "cancelled_by": task.cancelled_by}
-        status = StatusUpdate(status=Task.Status.CANCELLED, details=details)
-        await append(TaskWasCancelled(**envelope, data=status))
+        return [
+            AgentExecutionFailed(**envelope, data=RunFailed(**failure)),
+            TaskFailed(**envelope, data=Failure(**failure)),
+        ]
+    if task.status == Task.Status.COMPLETED:
+        return [
+            AgentExecutionCompleted(**envelope, data=RunCompleted(**result)),
+            TaskCompleted(**envelope, data=result),
+        ]
+    at = task.cancelled_at.isoformat() if task.cancelled_at else None
+    details = {"cancelled_at": at, "cancelled_by": task.cancelled_by}
+    last = TaskWasCancelled(**envelope, data=StatusUpdate(status=Task.Status.CANCELLED, details=details))
+    if not result:
+        return [last]
+    completed = RunCompleted(**{**result, "finish_reason": "cancelled"})
+    return [AgentExecutionCompleted(**envelope, data=completed), last]
 
 
 @handles(WebSocketBroadcastAction, atomic=False)
@@ -76,10 +88,12 @@ def broadcast(action: WebSocketBroadcastAction) -> None:
             data=action.data,
         )
 
+    floors = {session_id: session_seq(session_id) for session_id in action.session_ids or ()}
+
     async def tell() -> None:
         if action.session_ids is None:
             await publish_to_tenant(event(None))
         else:
-            await asyncio.gather(*(append(event(session_id)) for session_id in action.session_ids))
+            await asyncio.gather(*(append(event(key), floor=floor) for key, floor in floors.items()))
 
     aio.run(tell())

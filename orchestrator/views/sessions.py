@@ -35,7 +35,7 @@ class SessionMessagesView(ApiView):
         tenant_id, from_seq = self._opened(request, session_id)
         limit = limit_of(request)
         after = request.query_params.get("cursor") or "0"
-        if not after.isdecimal() or len(after) > 18:
+        if not after.isascii() or not after.isdecimal() or len(after) > 18:
             raise ValidationFailed(details={"cursor": "not a cursor of ours"})
         with tenant_scope(tenant_id):
             rows = session_messages(session_id, from_seq, int(after), limit + 1)

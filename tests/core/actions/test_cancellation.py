@@ -5,16 +5,23 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import pytest
 
 from core import aio, valkey
 from core.actions import cancellation
-from core.actions.cancellation import hint, run_until_cancelled, watching
+from core.actions.cancellation import hint, until_cancelled, watching
 
 PATIENCE = 10
+T = TypeVar("T")
+
+
+def run_until_cancelled(task_id: uuid.UUID, coroutine: Coroutine[Any, Any, T]) -> T:
+    """As a Celery thread awaits a run on the process's loop."""
+    return aio.run(until_cancelled(task_id, coroutine))
 
 
 @pytest.fixture
