@@ -6,6 +6,8 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
+from django.db.models import Max
+
 from conversations.errors import SessionNotFound
 from conversations.models import Message, Session
 from core.tenancy import current_tenant_id
@@ -47,6 +49,14 @@ def session_agent(key: str) -> uuid.UUID | None:
 
 
 def session_seq(key: str) -> int:
-    """A seq that the current tenant's session has had: its last message's, or 0."""
-    rows = Message.objects.filter(session__key=key, session__tenant_id=current_tenant_id()).order_by("-pk")
-    return rows.values_list("seq", flat=True).first() or 0
+    """The highest seq that a message of the current tenant's session was written at; 0 for none.
+
+    It looks at all of the session's messages: for when the log is lost.
+    """
+    rows = Message.objects.filter(session__key=key, session__tenant_id=current_tenant_id())
+    return rows.aggregate(seq=Max("seq"))["seq"] or 0
+
+
+def task_seq(task_id: uuid.UUID) -> int:
+    """The highest seq that a message of the current tenant's task was written at; 0 for none."""
+    return Message.objects.filter(task_id=task_id).aggregate(seq=Max("seq"))["seq"] or 0

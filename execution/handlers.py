@@ -73,7 +73,7 @@ def execute_agent(action: ExecuteAgentAction, task: Task) -> Settlement:
         agent_id=action.agent_id,
         version=version.number,
         attempt=task.attempt,
-        floor=max((turn.seq for turn in turns), default=0),
+        floor=max(1, *(turn.seq for turn in turns)),
     )
     request = request_of(_context(action, version, turns))
     allowed = tenant_limits(task.tenant_id).uses_environment_keys
@@ -201,4 +201,4 @@ def _announce(run: RunIdentity, outcome: Outcome, status: str) -> None:
         event = AgentExecutionFailed(**run.envelope(), data=failed)
     else:
         event = AgentExecutionCompleted(**run.envelope(), data=RunCompleted(**_result(outcome)))
-    aio.run(append(event, run.attempt, floor=run.floor))
+    aio.run(append(event, run.attempt, floor=max(run.floor, outcome.last_seq)))

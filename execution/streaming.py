@@ -26,7 +26,7 @@ FRAME_SECONDS = 0.02
 
 @dataclass(frozen=True, slots=True)
 class RunIdentity:
-    """Whose events these are; `floor` is a seq that their session has had."""
+    """Whose events these are; `floor` is a seq that their session may have had."""
 
     task_id: uuid.UUID
     global_task_id: uuid.UUID
@@ -110,7 +110,7 @@ class AnswerStream:
     async def _publish(self, event: RunEvent) -> None:
         """In order and without a hole, while Valkey is away for a moment."""
         try:
-            seq = await append_patiently(event, self._run.attempt, floor=self._run.floor)
+            seq = await append_patiently(event, self._run.attempt, floor=self.last_seq)
         except (redis.RedisError, OSError) as error:
             logger.warning("task %s: a frame was lost: %s", self._run.task_id, error)
         else:

@@ -17,7 +17,7 @@ from django.db import OperationalError, close_old_connections
 from django.http import HttpRequest
 from django.utils import translation
 
-from conversations.selectors import session_seq
+from conversations.selectors import session_agent, session_seq
 from core.actions.base import Action, ActionError, ActionResult
 from core.actions.bus import answer
 from core.api.errors import named
@@ -81,10 +81,17 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         self.groups = []
         try:
             await super().__call__(scope, receive, send)
+        except AWAY as error:
+            # Before `connect`: there is not even a channel to be told by.
+            picked = PROTOCOL if PROTOCOL in scope["subprotocols"] else None
+            await send({"type": "websocket.accept", "subprotocol": picked})
+            await send({"type": "websocket.send", "text": control("error", named(error).as_dict())})
+            await send({"type": "websocket.close", "code": 1013})
         finally:
             sockets.closed(self)
             for group in self.groups:
-                await self.channel_layer.group_discard(group, self.channel_name)
+                with suppress(*AWAY):
+                    await self.channel_layer.group_discard(group, self.channel_name)
 
     async def send(self, *args: Any, **kwargs: Any) -> None:
         """To a client that has just gone, nothing: its `disconnect` is on the way."""
@@ -162,7 +169,8 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         """The tail of a log that is not there: a new session's is 0, a lost one goes on far above."""
         with tenant_scope(self.tenant_id):
             floor = session_seq(self.session_id)
-        return log.revive(self.name, floor) if floor else 0
+            known = session_agent(self.session_id) is not None
+        return log.revive(self.name, floor) if known else 0
 
     async def _refuse(self, code: int, error: NoobleError) -> None:
         self.refused = True

@@ -37,9 +37,9 @@ def _marks(name: str) -> str:
 async def append(event: Event, attempt: int | None = None, *, floor: int | None = None) -> int | None:
     """Keep the event in its session's log, tell the session's open sockets, and return its seq.
 
-    `floor` is a seq that was given in this session, 0 in a new one: a log that was lost (after a day
-    of silence, or with Valkey's data) goes on far above it. Without one the event is appended only to
-    a log that lives.
+    `floor` is a seq that was given in this session, or 0 while nobody can have heard one: a log that
+    was lost (after a day of silence, or with Valkey's data) goes on far above it. Without one the
+    event is appended only to a log that lives.
 
     None when it was refused: a stale attempt, or a second end. Raises redis.RedisError or OSError; to
     append the same event again is safe then. One script does both, so the hints of a session leave in the
@@ -100,12 +100,22 @@ def last_seq_sync(name: str) -> int | None:
     return int(seq) if seq is not None else None
 
 
+def begin(name: str) -> None:
+    """A new session's log, for threads: from now on, a log that is not there is one that was lost."""
+    _set_seq(name, 0)
+
+
 def revive(name: str, floor: int) -> int:
     """The tail of a log that was lost, for threads: far above `floor`, a seq that was given."""
-    client, marks = valkey.client(), _marks(name)
-    client.hsetnx(marks, "seq", str(floor + GAP if floor else 0))
-    client.expire(marks, SECONDS_TO_LIVE)
+    _set_seq(name, floor + GAP)
     return last_seq_sync(name) or 0
+
+
+def _set_seq(name: str, seq: int) -> None:
+    pipeline = valkey.client().pipeline(transaction=False)
+    pipeline.hsetnx(_marks(name), "seq", str(seq))
+    pipeline.expire(_marks(name), SECONDS_TO_LIVE)
+    pipeline.execute()
 
 
 class _Appender:

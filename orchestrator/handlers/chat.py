@@ -19,7 +19,7 @@ from core.actions.registry import handles
 from core.actions.tasks import TaskCancelAction
 from core.errors import TaskNotFound
 from core.events.groups import session_name
-from core.events.log import last_seq_sync, revive
+from core.events.log import begin, last_seq_sync, revive
 from core.ids import new_session_id, parse_uuid
 from core.models import Task
 from core.selectors import tenant_limits
@@ -62,7 +62,7 @@ def send_message(action: ChatSendMessageAction) -> ChatMessageSent:
                 task_id=task.pk,
                 role="user",
                 text=action.message,
-                seq=0 if session.created else _last_seq(tenant_id, session_id),
+                seq=_last_seq(tenant_id, session_id, new=session.created),
             )
         )
     sent: dict[str, Any] = {
@@ -98,15 +98,18 @@ def _enqueue_run(
     )
 
 
-def _last_seq(tenant_id: str, session_id: str) -> int:
+def _last_seq(tenant_id: str, session_id: str, *, new: bool) -> int:
     """The session's tail; a log that was lost begins again, far above it."""
     name = session_name(tenant_id, session_id)
     try:
+        if new:
+            begin(name)
+            return 0
         seq = last_seq_sync(name)
         return revive(name, session_seq(session_id)) if seq is None else seq
     except redis.RedisError:
         logger.warning("the session log is away")
-        return session_seq(session_id)
+        return 0 if new else session_seq(session_id)
 
 
 @handles(ChatGetStatusAction, atomic=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from conversations.selectors import session_seq
+from conversations.selectors import session_seq, task_seq
 from core import aio
 from core.actions.registry import handles
 from core.events.base import Event
@@ -38,7 +38,7 @@ def send_message(action: WebSocketSendAction) -> None:
     Done twice, the log refuses the second time.
     """
     task = Task.objects.get(pk=action.task_id)
-    floor = session_seq(task.session_id)
+    floor = max(1, task_seq(task.pk))
 
     async def tell() -> None:
         for event in _ending(task):

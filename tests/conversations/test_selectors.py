@@ -6,7 +6,7 @@ import pytest
 
 from conversations.errors import SessionNotFound
 from conversations.models import Session
-from conversations.selectors import Turn, session_agent, session_history, session_messages
+from conversations.selectors import Turn, session_agent, session_history, session_messages, session_seq
 from core.models import Task, Tenant
 from core.tenancy import tenant_scope
 from tests.factories import make_agent, make_message, make_session, make_task, make_tenant
@@ -37,7 +37,7 @@ def test_history_is_what_was_said_before_and_the_question_last(session: Session)
     task = turn(session, 3, answered=False)
     assert history(session, task) == ["q1", "a1", "q2", "a2", "q3"]
     with tenant_scope(session.tenant_id):
-        assert session_history(session.pk, task.pk)[-1] == Turn("user", "q3")
+        assert session_history(session.pk, task.pk)[-1] == Turn("user", "q3", seq=30)
 
 
 def test_later_questions_belong_to_later_runs(session: Session) -> None:
@@ -112,3 +112,18 @@ def test_another_tenants_session_does_not_exist(session: Session) -> None:
         assert session_agent(session.key) == session.agent_id
         with pytest.raises(SessionNotFound):
             session_messages("nobody", 0, 0, 10)
+
+
+def test_a_sessions_seq_is_the_highest_of_its_messages(session: Session) -> None:
+    with tenant_scope(session.tenant_id):
+        assert session_seq(session.key) == session_seq("nobody") == 0
+    first, second = make_task(session.tenant), make_task(session.tenant)
+    make_message(session, "user", "q1", first, seq=1)
+    make_message(session, "user", "q2", second, seq=1_000_005)
+    # The first run's answer is written late; its frames came before the second question.
+    make_message(session, "assistant", "a1", first, seq=5)
+    turn(make_session(session.agent), 9_000_000)
+    with tenant_scope(session.tenant_id):
+        assert session_seq(session.key) == 1_000_005
+    with tenant_scope(make_tenant().pk):
+        assert session_seq(session.key) == 0

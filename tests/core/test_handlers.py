@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
+import redis
 from django.db import transaction
 from pydantic import ValidationError
 
-from core import aio
+from core import aio, handlers
+from core.actions import cancellation
 from core.actions.bus import execute
 from core.actions.keys import ApiKeyCreateAction, ApiKeyRevokeAction
 from core.actions.tasks import TaskCancelAction, TaskRetryAction
 from core.errors import CannotCancel, CannotRetry, NotFound, TaskNotFound
 from core.events import log
+from core.events.base import Event
 from core.events.groups import session_name
+from core.events.tasks import StatusUpdate, TaskStatusUpdate, envelope_of
 from core.models import ApiKey, Task, Tenant
 from core.models.task import FINAL, TaskStatus
 from core.selectors import task_origin
@@ -47,16 +52,52 @@ def test_a_task_that_waits_is_cancelled_at_once_and_its_session_hears_of_it(
     assert callback.payload["task_id"] == str(task.pk)
 
 
+def begin(task: Task) -> str:
+    """The task's session has had its first event; gives the name of its log."""
+    started = TaskStatusUpdate(**envelope_of(task), data=StatusUpdate(status="processing", details={}))
+    assert aio.run(log.append(started, floor=0)) == 1
+    return session_name(task.tenant_id, task.session_id)
+
+
 def test_a_running_task_is_asked_to_stop_and_its_session_hears_of_it(tenant: Tenant) -> None:
     task = run_of(tenant, "processing")
+    name = begin(task)
     with tenant_scope(tenant.pk):
         assert execute(TaskCancelAction(task_id=task.pk, by="ada")).status == "cancelling"
     task.refresh_from_db()
     assert task.status == "cancelling"
     assert callbacks() == []
-    [(_, body)] = aio.run(log.read(session_name(tenant.pk, task.session_id), 0))
+    [(_, body)] = aio.run(log.read(name, 1))
     told = json.loads(body)
     assert (told["event"], told["data"]["status"]) == ("task_status_update", "cancelling")
+
+
+def test_a_session_without_a_log_gets_none_for_a_cancel(tenant: Tenant) -> None:
+    task = run_of(tenant, "processing")
+    with tenant_scope(tenant.pk):
+        assert execute(TaskCancelAction(task_id=task.pk, by="ada")).status == "cancelling"
+    assert aio.run(log.last_seq(session_name(tenant.pk, task.session_id))) is None
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_the_hint_leaves_before_the_event(
+    tenant: Tenant, away: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+
+    async def append(event: Event, *args: Any, **kwargs: Any) -> int:
+        told.append(event.event)
+        if away:
+            raise redis.ConnectionError
+        return 1
+
+    monkeypatch.setattr(handlers, "append", append)
+    monkeypatch.setattr(cancellation, "hint", lambda task_id: told.append(f"hint {task_id}"))
+    task = run_of(tenant, "processing")
+    with tenant_scope(tenant.pk):
+        assert execute(TaskCancelAction(task_id=task.pk, by="ada")).status == "cancelling"
+    assert told == [f"hint {task.pk}", "task_status_update"]
+    assert ("Valkey is away" in caplog.text) == away
 
 
 def test_only_if_queued_leaves_a_running_task_alone(tenant: Tenant) -> None:

@@ -15,7 +15,8 @@ from django.db import connection, connections
 from agents.models import Agent
 from bench.fake_model import FakeModel, Schedule, start
 from conversations.models import Message, Session
-from core import aio
+from core import aio, valkey
+from core.actions import cancellation
 from core.actions.bus import execute
 from core.actions.tasks import TaskCancelAction
 from core.actions.worker import run_task
@@ -199,13 +200,16 @@ def test_a_tier_without_the_operators_keys_uses_none(
     tenant = make_tenant(uses_environment_keys=False)
     task = ask(make_agent(tenant, provider="openai", model="fake"), "Hello?")
     assert (task.status, task.error["type"]) == ("failed", "ProviderNotConfigured")
+    assert not UsageRecord.unscoped.exists()
     assert ask(make_agent(tenant), "Hello?").status == "completed"
+    assert UsageRecord.unscoped.count() == 1
 
 
 def test_an_operator_without_a_key_has_no_provider(committed_tenant: Tenant) -> None:
     task = ask(make_agent(committed_tenant, provider="openai", model="gpt-4.1-mini"), "Hello?")
     assert (task.status, task.error["type"]) == ("failed", "ProviderNotConfigured")
     assert names_of(task)[-1] == "agent_execution_failed"
+    assert not UsageRecord.unscoped.exists()
 
 
 def test_the_agents_own_timeout_holds(committed_tenant: Tenant) -> None:
@@ -320,3 +324,66 @@ def test_a_request_carries_the_agents_settings(committed_tenant: Tenant) -> None
     task = ask(agent, "one two three", session)
     assert task.result["text"] == "one two"
     assert task.result["finish_reason"] == "length"
+
+
+def test_a_run_cancelled_before_the_provider_was_asked_costs_nothing(
+    committed_tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make_run(make_session(make_agent(committed_tenant)), "Hello?")
+    request_of = handlers.request_of
+
+    def cancelled_meanwhile(context: Any) -> Any:
+        assert Task.ask_to_cancel(task.pk, "ada")
+        watch = cancellation._watches[str(task.pk).encode()]
+        aio.loop().call_soon_threadsafe(watch.request)  # as the listener does
+        return request_of(context)
+
+    monkeypatch.setattr(handlers, "request_of", cancelled_meanwhile)
+    run(task)
+    assert (task.status, task.cancelled_by) == ("cancelled", "ada")
+    assert (task.result["text"], task.result["finish_reason"]) == ("", "cancelled")
+    assert not UsageRecord.unscoped.exists()
+    assert answer_of(task) is None
+
+
+def lose_log(task: Task) -> None:
+    name = session_name(task.tenant_id, task.session_id)
+    assert valkey.client().delete(log._log(name), log._marks(name))
+
+
+def test_an_answer_after_the_log_was_lost_goes_on_above_the_session(committed_tenant: Tenant) -> None:
+    agent = make_agent(committed_tenant)
+    session = make_session(agent)
+    first = ask(agent, "one", session)
+    before = answer_of(first)
+    assert before is not None
+    lose_log(first)
+    second = ask(agent, "two", session)
+    assert events_of(second)[0]["seq"] == before.seq + log.GAP + 1
+    after = answer_of(second)
+    assert after is not None
+    assert after.seq > before.seq + log.GAP
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+def test_the_runs_end_is_told_above_its_frames_when_the_log_is_lost_between(
+    committed_tenant: Tenant, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    agent = make_agent(committed_tenant)
+    session = make_session(agent)
+    for _ in range(turns - 1):
+        ask(agent, "before", session)
+    task = make_run(session, "Hello?")
+    announce = handlers._announce
+    given: list[int] = []
+
+    def lost(run: Any, outcome: handlers.Outcome, status: str) -> None:
+        given.append(outcome.last_seq)
+        lose_log(task)
+        announce(run, outcome, status)
+
+    monkeypatch.setattr(handlers, "_announce", lost)
+    run(task)
+    [end] = events_of(task)
+    assert end["event"] == "agent_execution_completed"
+    assert end["seq"] > given[0] > 0

@@ -6,18 +6,21 @@ import uuid
 from typing import Any
 
 import pytest
-from django.db import transaction
+import redis
+from django.db import OperationalError, transaction
+from django.test import Client
 from pydantic import ValidationError
 
 from agents.errors import AgentNotFound
 from agents.models import Agent
 from conversations.errors import SessionBound
 from conversations.models import Message, Session
-from core import aio
+from core import aio, valkey
 from core.actions.bus import execute
 from core.actions.worker import run_task
 from core.errors import CannotCancel, TaskNotFound
 from core.events import log
+from core.events.groups import session_name
 from core.ids import is_session_id
 from core.models import Task, Tenant
 from core.tenancy import NoTenantScope, tenant_scope
@@ -32,6 +35,7 @@ from orchestrator.actions import (
     TaskState,
 )
 from orchestrator.events import Broadcast
+from orchestrator.handlers import chat
 from tests.factories import make_agent, make_task, make_tenant
 
 
@@ -89,21 +93,72 @@ def test_only_the_message_that_begins_a_session_gets_its_token(tenant: Tenant) -
     assert "resume_token" not in second.model_dump(exclude_unset=True)
 
 
+def happen(tenant: Tenant, session_id: str, floor: int = 0) -> int | None:
+    event = Broadcast(
+        event="note",
+        task_id=None,
+        global_task_id=None,
+        tenant_id=tenant.pk,
+        session_id=session_id,
+        data={},
+    )
+    return aio.run(log.append(event, floor=floor))
+
+
+def lose_log(tenant: Tenant, session_id: str) -> None:
+    name = session_name(tenant.pk, session_id)
+    assert valkey.client().delete(log._log(name), log._marks(name))
+
+
 def test_a_question_remembers_where_the_log_stood(tenant: Tenant) -> None:
     agent = make_agent(tenant)
     sent = send(agent)
-    for _ in range(3):
-        event = Broadcast(
-            event="note",
-            task_id=None,
-            global_task_id=None,
-            tenant_id=tenant.pk,
-            session_id=sent.session_id,
-            data={},
-        )
-        aio.run(log.append(event))
+    assert [happen(tenant, sent.session_id) for _ in range(3)] == [1, 2, 3]
     again = send(agent, session_id=sent.session_id)
     assert Message.unscoped.get(task=again.task_id).seq == 3
+
+
+def test_a_question_after_the_log_was_lost_stands_far_above_the_session(tenant: Tenant) -> None:
+    agent = make_agent(tenant)
+    session_id = send(agent).session_id
+    happen(tenant, session_id)
+    second = send(agent, session_id=session_id)
+    given = [happen(tenant, session_id) for _ in range(3)]
+    lose_log(tenant, session_id)
+    third = send(agent, session_id=session_id)
+    question = Message.unscoped.get(task=third.task_id)
+    floor = Message.unscoped.get(task=second.task_id).seq
+    assert (floor, given, question.seq) == (1, [2, 3, 4], floor + log.GAP)
+    assert happen(tenant, session_id, floor) == floor + log.GAP + 1
+    # The same again: what was given above the gap is below the next one.
+    lose_log(tenant, session_id)
+    fourth = send(agent, session_id=session_id)
+    assert Message.unscoped.get(task=fourth.task_id).seq == question.seq + log.GAP
+
+
+def test_a_lost_log_of_a_session_whose_only_question_stands_at_zero(tenant: Tenant) -> None:
+    agent = make_agent(tenant)
+    session_id = send(agent).session_id
+    given = [happen(tenant, session_id) for _ in range(3)]
+    lose_log(tenant, session_id)
+    again = send(agent, session_id=session_id)
+    assert Message.unscoped.get(task=again.task_id).seq > max(seq or 0 for seq in given)
+
+
+def test_while_valkey_is_away_a_question_stands_where_the_last_message_does(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = make_agent(tenant)
+    session_id = send(agent).session_id
+    happen(tenant, session_id)
+    send(agent, session_id=session_id)
+
+    def away(name: str) -> int:
+        raise redis.ConnectionError
+
+    monkeypatch.setattr(chat, "last_seq_sync", away)
+    third = send(agent, session_id=session_id)
+    assert Message.unscoped.get(task=third.task_id).seq == 1
 
 
 @pytest.mark.parametrize(
@@ -258,3 +313,17 @@ def test_an_ended_task_cannot_be_cancelled(tenant: Tenant, ended: str) -> None:
         cancel(tenant, sent.task_id)
     assert refused.value.http_status == 409
     assert refused.value.details == {"status": ended}
+
+
+def test_a_sender_is_served_though_the_task_is_not_marked_as_queued(
+    committed_tenant: Tenant, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mark_queued(task_id: uuid.UUID) -> bool:
+        raise OperationalError("gone")
+
+    monkeypatch.setattr(Task, "mark_queued", mark_queued)
+    body = {"agent_id": str(make_agent(committed_tenant).pk), "message": "Hello?"}
+    response = client.post("/api/v1/chat/message", body, content_type="application/json")
+    assert response.status_code == 202
+    assert response.json()["result"]["status"] == "pending"
+    assert Task.unscoped.get().status == "pending"

@@ -8,19 +8,31 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import channels.consumer
 import pytest
+import redis
+import redis.asyncio
 from channels.layers import get_channel_layer
 from channels.routing import URLRouter
 from channels.testing import WebsocketCommunicator
+from channels_redis.pubsub import RedisPubSubChannelLayer
+from django.db import OperationalError
+from django.test import Client
 
-from core import aio
+from conversations.models import Session
+from core import aio, valkey
+from core.actions.bus import execute
 from core.events import log
 from core.events.groups import session_name, tenant_name
 from core.events.publisher import publish_to_tenant
-from core.models import Tenant
+from core.models import Task, Tenant
+from core.tenancy import tenant_scope
+from orchestrator import consumers
 from orchestrator.access import Resume
+from orchestrator.actions import ChatSendMessageAction
 from orchestrator.events import Broadcast
 from orchestrator.routing import websocket_urlpatterns
+from tests.factories import make_agent, make_message, make_session, make_task
 
 PATIENCE = 10  # seconds
 
@@ -28,9 +40,9 @@ PATIENCE = 10  # seconds
 class Socket:
     """An open socket of one session."""
 
-    def __init__(self, tenant_id: str) -> None:
+    def __init__(self, tenant_id: str, session_id: str | None = None) -> None:
         self.tenant_id = tenant_id
-        self.session_id = f"s-{uuid.uuid4().hex}"
+        self.session_id = session_id or f"s-{uuid.uuid4().hex}"
         self.group = session_name(tenant_id, self.session_id)
         self.wire: WebsocketCommunicator | None = None
 
@@ -74,7 +86,11 @@ class Socket:
 
     async def append(self, number: int = 1) -> None:
         for _ in range(number):
-            await log.append(self.event())
+            await log.append(self.event(), floor=0)
+
+    async def lose_log(self) -> None:
+        """Valkey forgets the session, as after a day of silence."""
+        assert await valkey.async_client().delete(log._log(self.group), log._marks(self.group))
 
     async def hint(self, group: str | None = None, **fields: Any) -> None:
         """A hint as the log sends it, with some of it changed."""
@@ -245,12 +261,218 @@ def test_the_text_is_the_logs_whether_it_came_live_or_from_the_gap(
         texts = ["¿Qué tal? 🎈", "a\u2028\n\x00b"]
         async with socket.opened():
             lose_hints(True)
-            await log.append(socket.event({"text": texts[0]}))
+            await log.append(socket.event({"text": texts[0]}), floor=0)
             lose_hints(False)
-            await log.append(socket.event({"text": texts[1]}))
+            await log.append(socket.event({"text": texts[1]}), floor=0)
             heard = [await socket.heard() for _ in range(2)]
         kept = [json.loads(body) for _, body in await log.read(socket.group, 0)]
         assert [event["data"]["text"] for event in heard] == texts
         assert [{**event, "seq": None} for event in heard] == [{**event, "seq": None} for event in kept]
 
     play(scenario)
+
+
+@pytest.fixture
+def session(committed_tenant: Tenant) -> Session:
+    """A session with a past: a question and its answer, whose last frame was seq 5."""
+    session = make_session(make_agent(committed_tenant))
+    task = make_task(committed_tenant)
+    make_message(session, "user", "an old question", task, seq=0)
+    make_message(session, "assistant", "an old answer", task, seq=5)
+    return session
+
+
+def established(socket: Socket, **offer: Any) -> dict[str, Any]:
+    """What the session's socket is told at connect."""
+
+    async def connect() -> dict[str, Any]:
+        async with socket.opened(**offer) as data:
+            return data
+
+    return aio.run(connect())
+
+
+def texts_for(token: str, session: Session) -> list[str]:
+    """What the client reads of the session's past with its token."""
+    path = f"/api/v1/sessions/{session.key}/messages"
+    response = Client().get(path, headers={"nooble-resume": token})
+    assert response.status_code == 200
+    return [item["text"] for item in response.json()["items"]]
+
+
+def ask(session: Session, text: str) -> None:
+    with tenant_scope(session.tenant_id):
+        execute(ChatSendMessageAction(agent_id=session.agent_id, session_id=session.key, message=text))
+
+
+@pytest.mark.parametrize("lost", ["never begun", "forgotten"])
+def test_who_comes_after_the_log_was_lost_cannot_read_what_was_before(session: Session, lost: str) -> None:
+    socket = Socket(session.tenant_id, session.key)
+    if lost == "forgotten":
+        aio.run(socket.append(7))
+        aio.run(socket.lose_log())
+    data = established(socket)
+    resume = Resume.verify(data["resume_token"], session.tenant_id, session.key)
+    assert resume is not None
+    assert data["last_seq"] == resume.from_seq == 5 + log.GAP
+    assert texts_for(data["resume_token"], session) == []
+    ask(session, "a new question")
+    assert texts_for(data["resume_token"], session) == ["a new question"]
+    whole = Resume(session.tenant_id, session.key, from_seq=0).token()
+    assert texts_for(whole, session) == ["an old question", "an old answer", "a new question"]
+
+
+def test_who_comes_after_a_lost_log_to_a_session_with_one_question_cannot_read_it(
+    committed_tenant: Tenant,
+) -> None:
+    session = make_session(make_agent(committed_tenant))
+    ask(session, "the only question")
+    socket = Socket(session.tenant_id, session.key)
+    aio.run(socket.append(3))
+    aio.run(socket.lose_log())
+    data = established(socket)
+    assert data["last_seq"] >= 3
+    assert texts_for(data["resume_token"], session) == []
+
+
+def test_who_comes_back_after_the_log_was_lost_hears_and_reads_on(session: Session) -> None:
+    socket = Socket(session.tenant_id, session.key)
+    token = Resume(session.tenant_id, session.key, from_seq=5).token()
+
+    async def scenario() -> None:
+        async with socket.opened(after=7, token=token) as data:
+            assert data["last_seq"] == 5 + log.GAP
+            await socket.append(2)
+            assert await socket.seqs(2) == [5 + log.GAP + 1, 5 + log.GAP + 2]
+
+    aio.run(scenario())
+    assert texts_for(established(socket, after=7, token=token)["resume_token"], session) == ["an old answer"]
+
+
+def test_connecting_to_a_new_session_begins_no_log(play: Callable[[Scenario], None]) -> None:
+    async def scenario(socket: Socket) -> None:
+        async with socket.opened() as data:
+            assert data["last_seq"] == 0
+            assert await log.last_seq(socket.group) is None
+
+    play(scenario)
+
+
+async def refusal(wire: WebsocketCommunicator) -> tuple[str, int]:
+    """The type of the error event and the code of the close that follows it."""
+    event = await wire.receive_json_from(PATIENCE)
+    assert event["event"] == "error"
+    closed = await wire.receive_output(PATIENCE)
+    assert closed["type"] == "websocket.close"
+    return event["data"]["type"], closed["code"]
+
+
+ON_THE_WAY = [{"action": "ping"}, {"action": "nothing"}, {"action": "chat.get_status", "task_id": "x"}]
+
+
+@pytest.mark.parametrize(
+    ("protocols", "query", "first", "expected"),
+    [
+        (["nooble.v1", "nooble.resume.forged"], "", None, ("PermissionRefused", 4403)),
+        (["other"], "", None, ("ValidationFailed", 4400)),
+        ([], "?after=x", None, ("ValidationFailed", 4400)),
+        ([], "", {"bytes_data": b"x"}, ("MalformedRequest", 4400)),
+        ([], "", {"text_data": "x" * (consumers.MAX_FRAME + 1)}, ("BodyTooLarge", 4413)),
+    ],
+)
+def test_a_refused_socket_executes_nothing_that_was_on_the_way(
+    committed_tenant: Tenant,
+    protocols: list[str],
+    query: str,
+    first: dict[str, Any] | None,
+    expected: tuple[str, int],
+) -> None:
+    agent = make_agent(committed_tenant)
+
+    async def scenario() -> None:
+        path = f"/ws/{committed_tenant.pk}/s-refused{query}"
+        wire = WebsocketCommunicator(URLRouter(websocket_urlpatterns), path, subprotocols=protocols)
+        assert (await wire.connect(PATIENCE))[0]
+        if first is not None:
+            assert (await wire.receive_json_from(PATIENCE))["event"] == "connection_established"
+            await wire.send_to(**first)
+        send = {"action": "chat.send_message", "agent_id": str(agent.pk), "message": "Hello?"}
+        for frame in (*ON_THE_WAY, send):
+            await wire.send_json_to(frame)
+        assert await refusal(wire) == expected
+        await wire.disconnect(timeout=PATIENCE)
+        assert wire.output_queue.empty()
+
+    aio.run(scenario())
+    assert not Task.unscoped.exists()
+    assert not Session.unscoped.exists()
+
+
+async def async_away(*args: Any) -> Any:
+    raise redis.ConnectionError("away")
+
+
+def database_away(*args: Any) -> Any:
+    raise OperationalError("away")
+
+
+@pytest.mark.parametrize("service", ["the channel layer", "the log", "the limits", "the session"])
+def test_a_service_that_is_away_at_connect_is_told_and_closes_the_socket(
+    play: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch, service: str
+) -> None:
+    async def scenario(socket: Socket) -> None:
+        match service:
+            case "the channel layer":
+                monkeypatch.setattr(get_channel_layer(), "group_add", async_away)
+            case "the log":
+                monkeypatch.setattr(log, "last_seq", async_away)
+            case "the limits":
+                monkeypatch.setattr(consumers, "tenant_limits", database_away)
+            case "the session":
+                monkeypatch.setattr(consumers, "session_seq", database_away)
+        path = f"/ws/{socket.tenant_id}/{socket.session_id}"
+        wire = WebsocketCommunicator(URLRouter(websocket_urlpatterns), path)
+        assert (await wire.connect(PATIENCE))[0]
+        assert await refusal(wire) == ("ServiceUnavailable", 1013)
+        await wire.send_json_to({"action": "ping"})
+        await wire.disconnect(timeout=PATIENCE)
+        assert wire.output_queue.empty()
+
+    play(scenario)
+
+
+def test_valkey_that_is_away_from_the_first_byte_to_the_last(
+    play: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer and a client of our own, that lead to an address where nobody listens."""
+
+    async def scenario(socket: Socket) -> None:
+        nowhere = "unix:///nonexistent/valkey.sock"
+        layer = RedisPubSubChannelLayer(hosts=[{"address": nowhere}])
+        client = redis.asyncio.Redis.from_url(nowhere)
+        monkeypatch.setattr(channels.consumer, "get_channel_layer", lambda alias: layer)
+        monkeypatch.setattr(log.valkey, "async_client", lambda: client)
+        path = f"/ws/{socket.tenant_id}/{socket.session_id}"
+        wire = WebsocketCommunicator(URLRouter(websocket_urlpatterns), path, subprotocols=["nooble.v1"])
+        assert await wire.connect(PATIENCE) == (True, "nooble.v1")
+        assert await refusal(wire) == ("ServiceUnavailable", 1013)
+        await wire.disconnect(timeout=PATIENCE)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    ("offered", "picked"),
+    [(["nooble.v1"], "nooble.v1"), (["other", "nooble.v1"], "nooble.v1"), (["other"], None), ([], None)],
+)
+@pytest.mark.parametrize("path", ["/", "/ws", "/ws/demo", "/ws/demo/s-1/more"])
+def test_an_unknown_address_speaks_our_protocol_and_says_so(
+    path: str, offered: list[str], picked: str | None
+) -> None:
+    async def scenario() -> None:
+        wire = WebsocketCommunicator(URLRouter(websocket_urlpatterns), path, subprotocols=offered)
+        assert await wire.connect(PATIENCE) == (True, picked)
+        assert await refusal(wire) == ("NotFound", 4404)
+        await wire.disconnect(timeout=PATIENCE)
+
+    aio.run(scenario())

@@ -6,7 +6,7 @@ import uuid
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connection, transaction
+from django.db import DatabaseError, OperationalError, connection, transaction
 from pydantic import ValidationError
 
 from core.actions.bus import answer, enqueue, execute, publish_task
@@ -247,3 +247,26 @@ def test_publishing_late_does_not_turn_a_claimed_task_back(committed_tenant: Ten
     publish_task(task)
     task.refresh_from_db()
     assert task.status == "processing"
+
+
+@pytest.mark.parametrize("error", [OperationalError, DatabaseError])
+def test_a_task_that_cannot_be_marked_as_queued_is_published_and_its_caller_served(
+    committed_tenant: Tenant, waiting: Waiting, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def mark_queued(task_id: uuid.UUID) -> bool:
+        raise error("gone")
+
+    monkeypatch.setattr(Task, "mark_queued", mark_queued)
+
+    @handles(EchoAction, atomic=False)
+    def ask(action: EchoAction) -> NoteResult:
+        return NoteResult(text=enqueue(NoteAction()).status)
+
+    with tenant_scope(committed_tenant.pk):
+        result, failure = answer(EchoAction())
+    assert failure is None
+    assert result.result == {"text": "pending"}
+    task = Task.unscoped.get(action="test.note")
+    assert task.status == "pending"
+    assert len(waiting("orchestrator", task.pk)) == 1
+    assert Task.claim(task.pk, committed_tenant.pk) is not None

@@ -184,3 +184,18 @@ def test_noise_on_the_channel_does_not_deafen_the_process(
     finally:
         for watch in list(cancellation._watches.values()):
             aio.loop().call_soon_threadsafe(watch.request)
+
+
+def test_a_second_watch_of_a_task_is_told_so_and_disturbs_nothing(thread: ThreadPoolExecutor) -> None:
+    run = Run()
+    run.may_end.set()
+    end = thread.submit(run.watched)
+    assert run.started.wait(PATIENCE)
+    for _ in range(2):
+        with watching(run.task_id) as ours:
+            assert not ours
+    hint(run.task_id)
+    assert end.result(PATIENCE) == "the text so far"
+    with watching(run.task_id) as ours:
+        assert ours
+    assert not cancellation._watches

@@ -47,7 +47,8 @@ def test_two_actions_cannot_share_a_name() -> None:
 
     with pytest.raises(RuntimeError, match="two handlers"):
         handles(Impostor)(lambda action: None)
-    assert next(h.action for h in all_handlers() if h.action.verb == "chat.send_message") is ChatSendMessageAction
+    [handler] = [found for found in all_handlers() if found.action.verb == "chat.send_message"]
+    assert handler.action is ChatSendMessageAction
 
 
 def test_unknown_names() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from celery import Celery
-from django.db import connection
+from celery.exceptions import Reject
+from django.db import OperationalError, connection
 
+from core import aio
+from core.actions import cancellation, worker
 from core.actions.base import Settlement
 from core.actions.bus import enqueue
 from core.actions.registry import handles, works
@@ -316,3 +320,133 @@ def test_a_message_that_is_no_uuid_is_refused(committed_tenant: Tenant) -> None:
     with pytest.raises(ValueError, match="UUID"):
         run_task("not-a-task", committed_tenant.pk)
     assert isinstance(uuid7(), uuid.UUID)
+
+
+def test_a_message_that_comes_twice_to_one_process_does_not_disturb_the_cancel(
+    committed_tenant: Tenant,
+) -> None:
+    order: list[str] = []
+
+    @works(NoteAction)
+    def note(action: NoteAction, task: Task) -> Settlement:
+        run_task(str(task.pk), task.tenant_id)  # the copy
+        order.append("the copy has gone")
+
+        async def until_the_hint() -> None:
+            cancellation._watches[str(task.pk).encode()].request()  # as the listener does
+            await asyncio.Event().wait()
+
+        try:
+            aio.run(cancellation.until_cancelled(task.pk, until_the_hint()))
+        except CancelledError:
+            order.append("cancelled")
+        return Settlement("completed", result={})
+
+    task = enqueued(committed_tenant)
+    run(task)
+    assert order == ["the copy has gone", "cancelled"]
+    assert (task.status, task.attempt) == ("completed", 1)
+
+
+def test_a_copy_claims_nothing_while_this_process_has_the_task(committed_tenant: Tenant) -> None:
+    handles(NoteAction)(raising(AssertionError("it ran")))
+    task = enqueued(committed_tenant)
+    with cancellation.watching(task.pk):
+        run(task)
+    assert (task.status, task.attempt) == ("queued", 0)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "AWAY_SECONDS", 0)
+
+
+def end_my_connection() -> None:
+    """As a restart of the database ends it: the next statement finds it closed."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        [pid] = cursor.fetchone()
+
+    def terminate() -> None:
+        try:
+            with connection.cursor() as other:
+                other.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
+                assert other.fetchone() == (True,)
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(terminate).result(timeout=30)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_answer_outlives_the_connection_it_is_settled_on(committed_tenant: Tenant) -> None:
+    told: list[str] = []
+
+    @works(NoteAction)
+    def note(action: NoteAction, task: Task) -> Settlement:
+        end_my_connection()
+        return Settlement("completed", result={"text": "done"}, write=told.append, announce=told.append)
+
+    task = enqueued(committed_tenant)
+    run(task)
+    assert (task.status, task.result, task.attempt) == ("completed", {"text": "done"}, 1)
+    assert told == ["completed", "completed"]
+    assert len(callbacks_of(task)) == 1
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_database_that_goes_in_the_middle_of_settling_leaves_nothing_half_done(
+    committed_tenant: Tenant,
+) -> None:
+    errors = [OperationalError("going"), OperationalError("gone")]
+    announced: list[str] = []
+
+    def write(status: str) -> None:
+        enqueue(EchoAction(text="the answer"))
+        if errors:
+            raise errors.pop()
+
+    works(NoteAction)(
+        lambda action, task: Settlement("completed", result={}, write=write, announce=announced.append)
+    )
+    task = enqueued(committed_tenant)
+    run(task)
+    assert (task.status, errors, announced) == ("completed", [], ["completed"])
+    assert Task.unscoped.filter(payload={"text": "the answer"}).count() == 1
+    assert len(callbacks_of(task)) == 1
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_database_that_stays_away_is_not_waited_for_for_ever(
+    committed_tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+
+    def settle(task: Task, status: str, **fields: Any) -> None:
+        tries.append(status)
+        raise OperationalError
+
+    works(NoteAction)(lambda action, task: Settlement("completed", result={}))
+    task = enqueued(committed_tenant)
+    monkeypatch.setattr(Task, "settle", settle)
+    with pytest.raises(OperationalError):
+        run_task(str(task.pk), task.tenant_id)
+    assert len(tries) == worker.SETTLE_TRIES
+    assert not cancellation._watches
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_task_that_cannot_be_claimed_goes_back_to_its_queue(committed_tenant: Tenant) -> None:
+    handles(NoteAction)(lambda action: NoteResult(text=action.text))
+    task = enqueued(committed_tenant)
+    end_my_connection()
+    with pytest.raises(Reject) as rejected:
+        run_task(str(task.pk), task.tenant_id)
+    assert rejected.value.requeue is True
+    assert not cancellation._watches
+    connection.close()  # as Celery does before its next task
+    task.refresh_from_db()
+    assert (task.status, task.attempt) == ("queued", 0)
+    run(task)
+    assert (task.status, task.attempt) == ("completed", 1)

@@ -36,14 +36,27 @@ def test_every_dialect_leads_to_our_transport(url: str) -> None:
     ("url", "host", "port", "database"),
     [
         ("redis://example.org:6380/2", "example.org", 6380, "2"),
-        ("redis://example.org", "example.org", None, None),
+        ("redis://example.org", "example.org", None, "0"),
         ("rediss://example.org:6380/2", "example.org", 6380, "2"),
+        ("redis://example.org?db=1", "example.org", None, "1"),
+        ("redis://example.org:6380/?db=1", "example.org", 6380, "1"),
+        ("redis://example.org/2?db=1&socket_timeout=5", "example.org", None, "1"),
+        ("rediss://example.org?db=1&ssl_cert_reqs=none", "example.org", None, "1"),
     ],
 )
 def test_host_port_and_database_survive(url: str, host: str, port: int | None, database: str | None) -> None:
     connection = Connection(broker_url(url))
     assert (connection.hostname, connection.port) == (host, port)
     assert (connection.virtual_host or "/").strip("/") == (database or "")
+
+
+@pytest.mark.parametrize("path", ["", "/", "/0", "/2"])
+@pytest.mark.parametrize("query", ["", "?db=0", "?db=1", "?socket_timeout=5", "?db=3&socket_timeout=5"])
+def test_the_broker_is_in_the_database_that_redis_py_reads(path: str, query: str) -> None:
+    url = f"redis://example.org{path}{query}"
+    with redis.Redis.from_url(url) as client:
+        database = client.connection_pool.connection_kwargs.get("db", 0)
+    assert Connection(broker_url(url)).virtual_host.strip("/") == str(database)
 
 
 def test_passwords_survive() -> None:
@@ -68,6 +81,13 @@ def test_rediss_with_another_option_is_still_encrypted() -> None:
     connection = Connection(broker_url("rediss://example.org/0?ssl_ca_certs=/etc/ca.pem"))
     assert connection.ssl["ssl_ca_certs"] == "/etc/ca.pem"
     assert connection.ssl.get("ssl_cert_reqs", ssl.CERT_REQUIRED) == ssl.CERT_REQUIRED
+
+
+@pytest.mark.parametrize("query", ["heartbeat=5", "db=1", "socket_timeout=5&heartbeat=5", "ssl=false"])
+def test_no_option_takes_the_encryption_away(query: str) -> None:
+    connection = Connection(broker_url(f"rediss://h/0?{query}"))
+    assert connection.ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    assert not connection.heartbeat
 
 
 def test_redis_is_not_encrypted() -> None:

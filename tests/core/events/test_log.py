@@ -56,7 +56,17 @@ def event(session: str, closes: str = "", task_id: uuid.UUID | None = TASK, data
 def append(
     session: str, closes: str = "", attempt: int | None = None, task_id: uuid.UUID | None = TASK
 ) -> int | None:
-    return aio.run(log.append(event(session, closes, task_id), attempt))
+    return aio.run(log.append(event(session, closes, task_id), attempt, floor=0))
+
+
+def lose(session: str) -> None:
+    """Valkey forgets the session, as after a day of silence."""
+    assert valkey.client().delete(*keys_of(session))
+
+
+def keys_of(session: str) -> list[str]:
+    name = session_name("demo", session)
+    return [log._log(name), log._marks(name), f"nooble:closed:{{{name}}}"]
 
 
 def seqs(session: str, after: int = 0, limit: int = 10_000) -> list[int]:
@@ -70,9 +80,10 @@ def test_seqs_count_from_one(session: str) -> None:
     assert aio.run(log.last_seq(name)) == log.last_seq_sync(name) == 3
 
 
-def test_a_session_that_nobody_heard_of_ends_at_zero(session: str) -> None:
+def test_a_session_that_nobody_heard_of_has_no_tail(session: str) -> None:
     name = session_name("demo", session)
-    assert aio.run(log.last_seq(name)) == log.last_seq_sync(name) == 0
+    assert aio.run(log.last_seq(name)) is None
+    assert log.last_seq_sync(name) is None
     assert aio.run(log.read(session_name("demo", session), 0)) == []
 
 
@@ -83,7 +94,7 @@ def test_sessions_count_for_themselves(session: str) -> None:
 
 def test_bodies_are_kept_byte_for_byte(session: str) -> None:
     entry = event(session, data={"text": "¿Qué tal? 🎈\n\u2028\x00"})
-    aio.run(log.append(entry))
+    aio.run(log.append(entry, floor=0))
     [(seq, body)] = aio.run(log.read(session_name("demo", session), 0))
     assert (seq, body) == (1, entry.body())
     assert with_seq(body, seq) == '{"seq":1,' + entry.body().decode()[1:]
@@ -100,7 +111,7 @@ def test_reading_goes_on_after_a_seq_and_stops_at_the_limit(session: str) -> Non
 def test_fifty_appenders_at_once_leave_no_hole_and_no_twin(session: str) -> None:
     async def many() -> list[int | None]:
         tasks = [uuid.uuid4() for _ in range(50)]
-        appends = [log.append(event(session, task_id=task), 1) for task in tasks for _ in range(4)]
+        appends = [log.append(event(session, task_id=task), 1, floor=0) for task in tasks for _ in range(4)]
         return await asyncio.gather(*appends)
 
     given_seqs = aio.run(many())
@@ -115,7 +126,7 @@ def test_appenders_in_several_processes_loops_share_the_count(session: str) -> N
     def some() -> list[int | None]:
         async def run() -> list[int | None]:
             try:
-                return [await log.append(event(session)) for _ in range(25)]
+                return [await log.append(event(session), floor=0) for _ in range(25)]
             finally:
                 await valkey.async_client().aclose(close_connection_pool=True)
 
@@ -217,20 +228,19 @@ def test_any_order_of_events_keeps_the_logs_promises(steps: list[tuple[int, str,
 
 
 def test_a_log_lives_for_a_day_after_its_last_event(session: str) -> None:
-    append(session)
-    name = session_name("demo", session)
-    keys = [log._log(name), log._marks(name)]
-    for key in keys:
-        valkey.client().expire(key, 60)
-    append(session)
-    for key in keys:
+    append(session, "task")
+    for key in keys_of(session):
+        assert valkey.client().expire(key, 60)
+    append(session, "task", task_id=uuid.uuid4())
+    for key in keys_of(session):
         assert 24 * 60 * 60 - 60 <= valkey.client().ttl(key) <= 24 * 60 * 60
 
 
 def test_the_log_and_its_marks_live_on_one_node_of_a_cluster(session: str) -> None:
-    name = session_name("demo", session)
-    tags = {key[key.index("{") : key.index("}") + 1] for key in (log._log(name), log._marks(name))}
-    assert tags == {f"{{{name}}}"}
+    append(session, "task")
+    assert valkey.client().exists(*keys_of(session)) == 3
+    tags = {key[key.index("{") : key.index("}") + 1] for key in keys_of(session)}
+    assert tags == {f"{{{session_name('demo', session)}}}"}
 
 
 def test_a_long_log_forgets_its_beginning_and_keeps_counting(
@@ -240,7 +250,7 @@ def test_a_long_log_forgets_its_beginning_and_keeps_counting(
 
     async def many() -> None:
         for _ in range(500):
-            await log.append(event(session))
+            await log.append(event(session), floor=0)
 
     aio.run(many())
     kept = seqs(session)
@@ -253,14 +263,14 @@ def test_a_long_log_forgets_its_beginning_and_keeps_counting(
 def test_an_append_that_is_tried_again_is_not_done_again(session: str, closes: str) -> None:
     append(session, attempt=1)
     entry = event(session, closes)
-    assert [aio.run(log.append(entry, 1)) for _ in range(3)] == [2, 2, 2]
+    assert [aio.run(log.append(entry, 1, floor=0)) for _ in range(3)] == [2, 2, 2]
     assert seqs(session) == [1, 2]
 
 
 def test_an_event_of_no_session_has_no_log() -> None:
     nowhere = event("s").model_copy(update={"session_id": None})
     with pytest.raises(ValueError, match="no session"):
-        aio.run(log.append(nowhere))
+        aio.run(log.append(nowhere, floor=0))
 
 
 def test_a_valkey_that_lost_the_script_gets_it_again(session: str) -> None:
@@ -270,15 +280,15 @@ def test_a_valkey_that_lost_the_script_gets_it_again(session: str) -> None:
     valkey.client().script_flush()
 
     async def many() -> list[int | None]:
-        return await asyncio.gather(*(log.append(event(session)) for _ in range(50)))
+        return await asyncio.gather(*(log.append(event(session), floor=0) for _ in range(50)))
 
     assert aio.run(many()) == list(range(3, 53))
 
 
 def test_a_caller_that_stops_waiting_holds_up_nobody(session: str) -> None:
     async def some() -> int | None:
-        impatient = asyncio.create_task(log.append(event(session)))
-        patient = asyncio.create_task(log.append(event(session)))
+        impatient = asyncio.create_task(log.append(event(session), floor=0))
+        patient = asyncio.create_task(log.append(event(session), floor=0))
         await asyncio.sleep(0)
         impatient.cancel()
         return await patient
@@ -292,9 +302,126 @@ def test_a_log_that_cannot_be_written_says_so_and_the_others_are(session: str) -
 
     async def both() -> list[Any]:
         entries = (event(broken), event(session))
-        return await asyncio.gather(*map(log.append, entries), return_exceptions=True)
+        appends = (log.append(entry, floor=0) for entry in entries)
+        return await asyncio.gather(*appends, return_exceptions=True)
 
     failed, seq = aio.run(both())
     assert isinstance(failed, redis.RedisError)
     assert seq == 1
     valkey.client().delete(log._log(session_name("demo", broken)))
+
+
+def test_without_a_floor_an_event_begins_no_log_and_follows_in_one_that_lives(session: str) -> None:
+    assert aio.run(log.append(event(session))) is None
+    assert valkey.client().exists(*keys_of(session)) == 0
+    append(session)
+    assert aio.run(log.append(event(session))) == 2
+    lose(session)
+    assert aio.run(log.append(event(session))) is None
+    assert seqs(session) == []
+
+
+def test_a_lost_log_goes_on_far_above_its_floor(session: str) -> None:
+    for _ in range(5):
+        append(session)
+    lose(session)
+    assert append_above(session, floor=3) == 3 + log.GAP + 1
+    # It lives again: no floor moves it.
+    assert [append_above(session, floor) for floor in (0, 3, 10 * log.GAP)] == [
+        3 + log.GAP + 2,
+        3 + log.GAP + 3,
+        3 + log.GAP + 4,
+    ]
+    assert len(seqs(session)) == 4
+
+
+def append_above(session: str, floor: int) -> int | None:
+    return aio.run(log.append(event(session), floor=floor))
+
+
+@hypothesis_settings(max_examples=30)
+@given(st.lists(st.tuples(st.integers(1, 4), st.sampled_from(["append", "revive"])), max_size=5))
+def test_no_seq_is_given_twice_however_often_a_log_is_lost(losses: list[tuple[int, str]]) -> None:
+    """Any seq of the log's last life is floor enough."""
+    session = new_session()
+    name = session_name("demo", session)
+    given_seqs = [append(session)]
+    for events, how in losses:
+        floor = given_seqs[-1]
+        assert floor is not None
+        given_seqs += [append_above(session, floor) for _ in range(events)]
+        lose(session)
+        if how == "revive":
+            assert log.revive(name, floor) == floor + log.GAP
+            assert log.last_seq_sync(name) == floor + log.GAP
+        given_seqs.append(append_above(session, floor))
+    assert given_seqs == sorted(set(given_seqs))
+
+
+def test_reviving_leaves_a_log_that_lives_as_it_is(session: str) -> None:
+    append(session)
+    assert log.revive(session_name("demo", session), floor=10 * log.GAP) == 1
+    assert append(session) == 2
+
+
+def test_a_revived_log_lives_for_a_day_and_counts_from_its_tail(session: str) -> None:
+    name = session_name("demo", session)
+    assert log.revive(name, floor=7) == 7 + log.GAP
+    assert log.revive(name, floor=7) == 7 + log.GAP
+    assert 24 * 60 * 60 - 60 <= valkey.client().ttl(log._marks(name)) <= 24 * 60 * 60
+    assert aio.run(log.last_seq(name)) == log.last_seq_sync(name) == 7 + log.GAP
+    assert append(session) == 7 + log.GAP + 1
+
+
+def test_many_who_revive_at_once_agree(session: str) -> None:
+    barrier = threading.Barrier(8)
+
+    def revive(floor: int) -> int:
+        barrier.wait(timeout=30)
+        return log.revive(session_name("demo", session), floor)
+
+    with ThreadPoolExecutor(8) as threads:
+        [tail] = set(threads.map(revive, range(1, 9)))
+    assert tail in range(log.GAP + 1, log.GAP + 9)
+
+
+def test_the_thousand_and_first_closed_task_makes_the_first_forgotten(session: str) -> None:
+    ends = [event(session, "task", uuid.uuid4()) for _ in range(log.CLOSED_TASKS + 1)]
+
+    async def many(entries: list[Note]) -> list[int | None]:
+        return [await log.append(entry, floor=0) for entry in entries]
+
+    assert aio.run(many(ends[:-1])) == list(range(1, log.CLOSED_TASKS + 1))
+    _, marks, closed = keys_of(session)
+    assert valkey.client().hexists(marks, f"task:{ends[0].task_id}")
+    aio.run(many(ends[-1:]))
+    fields = valkey.client().hkeys(marks)
+    remembered = {field.decode().removeprefix("task:") for field in fields if field.startswith(b"task:")}
+    assert remembered == {str(end.task_id) for end in ends[1:]}
+    assert len(fields) == log.CLOSED_TASKS + 1  # and the seq
+    assert valkey.client().llen(closed) == log.CLOSED_TASKS
+    # What is remembered is still refused.
+    assert append(session, "task", task_id=ends[1].task_id) is None
+    assert append(session, task_id=ends[-1].task_id) is None
+
+
+def test_a_patient_append_waits_for_valkey_and_is_done_once(
+    session: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[Exception] = [redis.ConnectionError(), OSError(), redis.TimeoutError()]
+    really = log.append
+
+    async def fragile(entry: Event, attempt: int | None = None, *, floor: int | None = None) -> int | None:
+        seq = await really(entry, attempt, floor=floor)
+        if errors:
+            raise errors.pop()
+        return seq
+
+    monkeypatch.setattr(log, "append", fragile)
+    monkeypatch.setattr(log, "RETRY_SECONDS", 0)
+    assert aio.run(log.append_patiently(event(session), 1, floor=0)) == 1
+    assert (errors, seqs(session)) == ([], [1])
+    errors += [redis.ConnectionError()] * (log.TRIES + 1)
+    with pytest.raises(redis.ConnectionError):
+        aio.run(log.append_patiently(event(session), 1, floor=0))
+    assert errors == []

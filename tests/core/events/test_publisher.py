@@ -60,7 +60,7 @@ def heard(group: str, talk: Callable[[], Awaitable[Any]]) -> list[dict[str, Any]
 def test_a_published_event_is_kept_and_told_with_the_same_text(session_id: str) -> None:
     name = session_name("demo", session_id)
     event = note(session_id)
-    [message] = heard(name, lambda: append(event))
+    [message] = heard(name, lambda: append(event, floor=0))
     [(seq, body)] = aio.run(log.read(name, 0))
     assert seq == 1
     assert message == {
@@ -88,7 +88,7 @@ def test_a_published_event_is_kept_and_told_with_the_same_text(session_id: str) 
 
 def test_a_refused_event_is_told_to_nobody(session_id: str) -> None:
     async def talk() -> None:
-        assert await append(note(session_id, End)) == 1
+        assert await append(note(session_id, End), floor=0) == 1
         assert await append(note(session_id)) is None
         assert await append(note(session_id, End)) is None
 
@@ -96,14 +96,14 @@ def test_a_refused_event_is_told_to_nobody(session_id: str) -> None:
 
 
 def test_another_tenants_session_of_the_same_name_hears_nothing(session_id: str) -> None:
-    assert heard(session_name("other", session_id), lambda: append(note(session_id))) == []
+    assert heard(session_name("other", session_id), lambda: append(note(session_id), floor=0)) == []
 
 
 def test_a_tenants_sockets_hear_what_no_log_keeps(session_id: str) -> None:
     [message] = heard(tenant_name("demo"), lambda: publish_to_tenant(note(None)))
     assert (message["seq"], message["session_id"], message["tenant_id"]) == (None, None, "demo")
     assert json.loads(message["text"])["seq"] is None
-    assert aio.run(log.last_seq(session_name("demo", session_id))) == 0
+    assert aio.run(log.last_seq(session_name("demo", session_id))) is None
 
 
 def test_the_script_sends_where_the_channel_layer_listens() -> None:
@@ -117,14 +117,14 @@ def test_the_script_sends_where_the_channel_layer_listens() -> None:
 @pytest.mark.parametrize("text", ["", "¿Qué tal? 🎈", "a\x00b\n\u2028", "x" * 100_000])
 def test_any_text_arrives_as_it_was_sent(session_id: str, text: str) -> None:
     event = note(session_id, data={"text": text})
-    [message] = heard(session_name("demo", session_id), lambda: append(event))
+    [message] = heard(session_name("demo", session_id), lambda: append(event, floor=0))
     assert json.loads(message["text"])["data"] == {"text": text}
     assert message["text"] == '{"seq":1,' + event.body().decode()[1:]
 
 
 def test_hints_leave_in_the_order_of_the_log(session_id: str) -> None:
     async def talk() -> None:
-        await asyncio.gather(*(append(note(session_id)) for _ in range(100)))
+        await asyncio.gather(*(append(note(session_id), floor=0) for _ in range(100)))
 
     told = heard(session_name("demo", session_id), talk)
     assert [message["seq"] for message in told] == list(range(1, 101))

@@ -281,3 +281,13 @@ def test_any_history_of_a_task_follows_the_model(db: None) -> None:
     run_state_machine_as_test(
         LifeOfATask, settings=hypothesis_settings(max_examples=60, stateful_step_count=20)
     )
+
+
+@pytest.mark.parametrize("status", sorted(set(TaskStatus.values) - {"completed", "failed"}))
+def test_a_run_ends_completed_or_failed_and_not_otherwise(tenant: Tenant, status: str) -> None:
+    task = Task.claim(make_task(tenant).pk, tenant.pk)
+    assert task is not None
+    before = row_of(task)
+    with pytest.raises(ValueError, match="completed or failed"):
+        task.settle(status)
+    assert row_of(task) == before
