@@ -1,4 +1,6 @@
-"""`python -m bench`: starts the platform and a fake model, measures turns, prints a table, stops all.
+"""`python -m bench`: starts the platform and a fake model, measures, prints tables, stops all.
+
+First turns, here; then the queues, in `bench.queues`. `python -m bench turns` measures one of them.
 
 The fake model's first token comes after 50 ms and 50 tokens follow each other 10 ms apart, so 50
 clients can do 91 turns/s at most. Everything runs on one machine, the load too: compare ratios
@@ -9,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +24,14 @@ from typing import Any
 import aiohttp
 
 from bench.fake_model import answer_text
-from bench.processes import KINDS, Costs, Process, ProcessFailed
+from bench.processes import KINDS, Costs, ProcessFailed
+from bench.queues import queues
+from bench.stack import FIRST_TOKEN, INTERVAL, TOKENS, start
 from bench.turns import Books, Direct, Level, Platform, TurnFailed, measure
 from execution.providers import registry
 from execution.providers.registry import Credentials, provider_for
 from nooble.embedded import discard
 
-FIRST_TOKEN = 0.05  # seconds
-INTERVAL = 0.01  # seconds
-TOKENS = 50
 MODEL = "fake"
 
 # What the prototype of this path did on such a machine.
@@ -38,20 +39,6 @@ PROTOTYPE_RATES = {10: 16.3, 50: 65.0, 100: 88.0, 200: 99.0}
 PROTOTYPE_FIRST_TOKEN = 0.009  # seconds over the model, 1 client
 PROTOTYPE_CPU = 0.015  # seconds a turn
 PROTOTYPE_MEMORY = 245  # MB
-
-# The measured platform is `make run` with its own engines, whatever this shell is set up for.
-_UNWANTED = (
-    "ALLOWED_HOSTS",
-    "DATABASE_URL",
-    "GROQ_API_KEY",
-    "GROQ_BASE_URL",
-    "HOST",
-    "NOOBLE_DEV_PUBLIC",
-    "ORCHESTRATOR_REDIS_URL",
-    "ORCHESTRATOR_WS_URL",
-    "REDIS_URL",
-)
-_START_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
@@ -67,64 +54,57 @@ def main() -> int:
     # SIGTERM takes the way of Ctrl-C, so that what was started is stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     began = time.monotonic()
+    status = 0
+    try:
+        for part in arguments.parts or PARTS:
+            status = max(status, PARTS[part](arguments))
+    except KeyboardInterrupt:
+        return 130
+    print(f"\nthe command took {time.monotonic() - began:.0f} s")
+    return status
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description="Measure turns of the platform, and its queues."
+    )
+    parser.add_argument("parts", nargs="*", metavar="turns | queues", help="what to measure (both)")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 10, 50, 100, 200], metavar="N")
+    parser.add_argument("--seconds", type=float, default=8.0, help="measured time for each number of clients")
+    parser.add_argument("--warm-up", type=float, default=2.0, help="seconds before that")
+    arguments = parser.parse_args()
+    for part in arguments.parts:
+        if part not in PARTS:
+            parser.error(f"no such part: {part}")
+    return arguments
+
+
+def turns(arguments: argparse.Namespace) -> int:
+    """Prints the table of turns; 0, or 1 where some failed."""
+    began = time.monotonic()
     # Directly under /tmp: the paths of the engines' sockets are limited to about 100 bytes.
     home = Path(tempfile.mkdtemp(prefix="nooble-bench-", dir="/tmp"))
-    with ExitStack() as stack:
-        stack.callback(discard, home)
+    with ExitStack() as exits:
+        exits.callback(discard, home)
         try:
-            model, platform, served, demo = _start(stack, home)
+            started = start(exits, home)
             print(f"the platform was ready after {time.monotonic() - began:.1f} s", flush=True)
-            costs = Costs(platform.pid, model.pid)
-            results = asyncio.run(_measure(arguments, served["base_url"], demo, costs))
+            costs = Costs(started.platform.pid, started.model.pid)
+            results = asyncio.run(_measure(arguments, started.model_url, started.demo, costs))
         except ProcessFailed as error:
             print(f"a process did not start: {error}", file=sys.stderr)
             return 1
         except TurnFailed as error:
-            print(f"nothing could be measured: {error}\n{platform.tail()}", file=sys.stderr)
+            print(f"nothing could be measured: {error}\n{started.platform.tail()}", file=sys.stderr)
             return 1
-        except KeyboardInterrupt:
-            return 130
         _print_table(results)
         failures = [
             failure for result in results for failure in result.ours.failures + result.direct.failures
         ]
         if failures:
             print(f"{len(failures)} turns failed, the first: {failures[0]}", file=sys.stderr)
-            print(platform.tail(), file=sys.stderr)
-    print(f"\nthe command took {time.monotonic() - began:.0f} s")
+            print(started.platform.tail(), file=sys.stderr)
     return 1 if failures else 0
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure turns of the platform.")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 10, 50, 100, 200], metavar="N")
-    parser.add_argument("--seconds", type=float, default=8.0, help="measured time for each number of clients")
-    parser.add_argument("--warm-up", type=float, default=2.0, help="seconds before that")
-    return parser.parse_args()
-
-
-def _start(stack: ExitStack, home: Path) -> tuple[Process, Process, dict[str, Any], dict[str, Any]]:
-    """The model and the platform, both ready; the stack stops them."""
-    environment = {name: value for name, value in os.environ.items() if name not in _UNWANTED}
-    schedule = ("--first-token", str(FIRST_TOKEN), "--interval", str(INTERVAL), "--tokens", str(TOKENS))
-    ready_file = home / "fake-model.json"
-    model = Process(
-        (sys.executable, "-m", "bench.fake_model", *schedule, "--ready-file", str(ready_file)),
-        environment,
-        home / "fake-model.log",
-    )
-    stack.callback(model.stop)
-    served = model.wait_for(ready_file, _START_SECONDS)
-    environment |= {
-        "NOOBLE_ENV": "dev",
-        "NOOBLE_HOME": str(home),
-        "PORT": "0",
-        "OPENAI_BASE_URL": served["base_url"],
-        "OPENAI_API_KEY": "fake",
-    }
-    platform = Process((sys.executable, "-m", "nooble.run"), environment, home / "run.log")
-    stack.callback(platform.stop)
-    return model, platform, served, platform.wait_for(home / "demo.json", _START_SECONDS)
 
 
 async def _measure(
@@ -198,6 +178,9 @@ def _print_table(results: list[Result]) -> None:
             f" {ours.cpu.get('model', 0.0) * 1e3:6.2f} {memory}"
         )
     print(f"(the prototype: {PROTOTYPE_CPU * 1e3:.0f} ms a turn, {PROTOTYPE_MEMORY} MB for web and worker)")
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], int]] = {"turns": turns, "queues": queues}
 
 
 if __name__ == "__main__":

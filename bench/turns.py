@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 import orjson
@@ -80,8 +81,11 @@ class Platform:
                 raise TurnFailed(f"no agent: {response.status} {await response.text()}")
             self._agent_id = (await response.json())["agent_id"]
 
-    async def turn(self) -> Turn:
-        """One turn in a session of its own: socket, question, events until the task is completed."""
+    async def turn(self, asked: asyncio.Event | None = None) -> Turn:
+        """One turn in a session of its own: socket, question, events until the task is completed.
+
+        `asked` is set when the question has been accepted.
+        """
         session_id = secrets.token_urlsafe(16)
         url = f"{self._base_url}/ws/{self._tenant_id}/{session_id}"
         async with self._session.ws_connect(url, compress=0) as socket:
@@ -90,7 +94,9 @@ class Platform:
                 raise TurnFailed(f"instead of connection_established: {first}")
             turn = Turn(mark=session_id, asked_at=time.time())
             # The answer may begin before the POST's own answer is here.
-            asking = asyncio.create_task(self._ask(session_id))
+            asking = asyncio.create_task(self.ask(session_id))
+            if asked is not None:
+                asking.add_done_callback(lambda _: asked.set())
             try:
                 await self._listen(socket, turn)
                 await asking
@@ -98,7 +104,8 @@ class Platform:
                 asking.cancel()
         return turn
 
-    async def _ask(self, session_id: str) -> None:
+    async def ask(self, session_id: str) -> None:
+        """Put the question; nobody waits for the answer here."""
         body = {
             "agent_id": self._agent_id,
             "session_id": session_id,
@@ -173,15 +180,19 @@ class Books:
         async with self._session.delete(self._url) as response:
             response.raise_for_status()
 
-    async def delays(self, turns: list[Turn]) -> list[float]:
-        """Seconds from each token's place in the model's schedule to its arrival."""
+    async def requests(self) -> dict[str, dict[str, Any]]:
+        """What is written about each turn's request, by the turn's mark."""
         async with self._session.get(self._url) as response:
             requests = orjson.loads(await response.read())["requests"]
-        began = {
-            request["messages"][-1]["content"].rpartition(" ")[2]: request["first_token_at"]
+        return {
+            request["messages"][-1]["content"].rpartition(" ")[2]: request
             for request in requests
             if request["messages"]
         }
+
+    async def delays(self, turns: list[Turn]) -> list[float]:
+        """Seconds from each token's place in the model's schedule to its arrival."""
+        began = {mark: request["first_token_at"] for mark, request in (await self.requests()).items()}
         result = []
         for turn in turns:
             due = began[turn.mark]
@@ -245,8 +256,8 @@ async def measure(
     return Level(
         clients=clients,
         rate=len(counted) / (ended_at - began_at),
-        first_token=_median_and_95(first_tokens),
-        token_delay=_median_and_95(await books.delays(counted)),
+        first_token=median_and_95(first_tokens),
+        token_delay=median_and_95(await books.delays(counted)),
         frames=statistics.fmean(len(turn.frames) for turn in counted),
         cpu={name: (spent - cpu_before.get(name, 0.0)) / len(counted) for name, spent in cpu_after.items()},
         memory=memory,
@@ -255,6 +266,6 @@ async def measure(
     )
 
 
-def _median_and_95(values: list[float]) -> tuple[float, float]:
+def median_and_95(values: list[float]) -> tuple[float, float]:
     ordered = sorted(values)
     return statistics.median(ordered), ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]

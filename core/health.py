@@ -10,7 +10,7 @@ from celery import Celery, signals
 from django.db import connection
 
 from core import valkey
-from core.queues.names import DOMAINS
+from core.broker import figures
 
 PROBE = "core.probe"
 _MARKS = "nooble:probe"
@@ -46,15 +46,26 @@ def forget() -> None:
 
 
 def read() -> tuple[bool, dict[str, Any]]:
-    """Whether every domain has been walked in the last 30 s, and the state of each. Raises RedisError."""
-    marks = valkey.client().hgetall(_MARKS)
+    """Whether every domain has been walked in the last 30 s, and the state of each with its totals.
+
+    One round trip, whatever waits. Raises RedisError.
+    """
+    pipeline = valkey.client().pipeline(transaction=False)
+    pipeline.hgetall(_MARKS)
+    figures.ask(pipeline)
+    marks, *replies = pipeline.execute()
+    lines, dead = figures.answer(replies)
     now = time.time()
     components: dict[str, Any] = {}
-    for domain in DOMAINS:
-        mark = orjson.loads(marks[domain.encode()]) if domain.encode() in marks else None
+    for line in lines:
+        mark = orjson.loads(marks[line.domain.encode()]) if line.domain.encode() in marks else None
         age = now - mark["at"] if mark else None
-        components[domain] = {
+        components[line.domain] = {
             "status": "ok" if age is not None and age <= STALE_SECONDS else "unavailable",
             "last_probe_seconds_ago": round(age, 1) if age is not None else None,
+            "waiting": line.waiting,
+            "running": line.running,
+            "delayed": line.delayed,
         }
-    return all(component["status"] == "ok" for component in components.values()), components
+    healthy = all(component["status"] == "ok" for component in components.values())
+    return healthy, {"components": components, "dead_letters": dead}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+from django.db import connection
 
 from core.cache import TimedCache
 from core.errors import TenantNotFound
@@ -51,3 +54,11 @@ def task_origin(task: Task) -> uuid.UUID:
         origin = earlier
         earlier = Task.objects.filter(pk=origin).values_list("retry_of_id", flat=True).first()
     return origin
+
+
+def tenant_queue_limits() -> Iterator[tuple[str, float, int]]:
+    """(tenant, weight, cap) of every tenant, for the transport."""
+    try:
+        yield from Tenant.objects.values_list("pk", "tier__weight", "tier__max_running").iterator()
+    finally:
+        connection.close()

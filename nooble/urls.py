@@ -9,6 +9,7 @@ urlpatterns = [
     path("", include("agents.urls")),
     path("api/schema", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
+    path("admin/queues/", include("core.admin.queues")),
     path("admin/", admin.site.urls),
 ]
 handler400 = "core.api.errors.bad_request"

@@ -10,10 +10,10 @@ import datetime
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any, TypeVar
 
-from django.contrib import messages
+from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
 from django.forms import ModelForm
@@ -34,6 +34,7 @@ from core.errors import NoobleError, ValidationFailed
 from core.tenancy import tenant_scope
 
 F = TypeVar("F", bound=Callable[..., Any])
+View = Callable[[HttpRequest], HttpResponse]
 
 
 def display(description: Any, **options: Any) -> Callable[[F], F]:
@@ -67,6 +68,31 @@ def moment(value: datetime.datetime | None) -> str:
 def counted(number: int) -> str:
     """A large number as the language groups it."""
     return number_format(number, force_grouping=True)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+
+
+def seen_by(permission: str) -> Callable[[View], View]:
+    """For pages of the console that belong to no table: people of the console who have the permission."""
+
+    def decorate(view: View) -> View:
+        @wraps(view)
+        def guarded(request: HttpRequest) -> HttpResponse:
+            if not request.user.has_perm(permission):
+                raise PermissionDenied
+            return view(request)
+
+        def page(request: HttpRequest) -> HttpResponse:
+            answer: HttpResponse = admin.site.admin_view(guarded)(request)
+            return answer
+
+        return wraps(view)(page)
+
+    return decorate
 
 
 def pretty(value: Any) -> SafeString | str:

@@ -19,7 +19,7 @@ from unfold.contrib.filters.admin import (
 
 from core.actions.registry import all_handlers
 from core.actions.tasks import TaskCancelAction, TaskRetryAction
-from core.admin.console import LookOnly, Verb, VerbAdmin, display, link, moment, pretty
+from core.admin.console import LookOnly, Verb, VerbAdmin, display, duration, link, moment, pretty
 from core.ids import parse_uuid
 from core.models import Task
 from core.models.task import TaskStatus
@@ -42,10 +42,7 @@ def duration_shown(task: Task) -> str:
     if task.started_at is None:
         return "-"
     span: datetime.timedelta = (task.finished_at or timezone.now()) - task.started_at
-    seconds = span.total_seconds()
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    return duration(span.total_seconds())
 
 
 class QueueDomainFilter(DropdownFilter):  # type: ignore[misc]

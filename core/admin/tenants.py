@@ -33,6 +33,8 @@ class TierAdmin(Console):
         "slug",
         "models_shown",
         "priority_ceiling",
+        "weight",
+        "max_running",
         "uses_environment_keys",
         "tenants_shown",
     )
@@ -41,6 +43,7 @@ class TierAdmin(Console):
     fieldsets = (
         (None, {"fields": ("name", "slug")}),
         (_("Limits"), {"fields": ("allowed_models", "priority_ceiling", "uses_environment_keys")}),
+        (_("Queues"), {"fields": (("weight", "max_running"),)}),
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Tier]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from django.core.validators import RegexValidator
-from django.db import models
+from typing import Any
+
+from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
+from django.db import models, transaction
 from django.utils.translation import gettext_lazy as _
 
+from core.broker.limits import tell
+from core.broker.scripts import DEFAULT_CAP
 from core.ids import SLUG_PATTERN
 
 # Django searches where our own code matches in full: `$` would let a trailing newline pass.
@@ -30,6 +34,18 @@ class Tier(models.Model):
         default=9,
         help_text=_("The highest priority (0-9) that a task may have; a higher one is lowered to it."),
     )
+    weight = models.FloatField(
+        _("weight"),
+        default=1.0,
+        validators=[MinValueValidator(0.01), MaxValueValidator(100)],
+        help_text=_("A tenant of weight 4 gets four times the turns of one of weight 1 when both have work."),
+    )
+    max_running = models.PositiveIntegerField(
+        _("running at once"),
+        default=DEFAULT_CAP,
+        validators=[MinValueValidator(1)],
+        help_text=_("How many runs of one tenant may go on at once, over all workers."),
+    )
     uses_environment_keys = models.BooleanField(
         _("uses the operator's provider keys"),
         default=True,
@@ -40,11 +56,20 @@ class Tier(models.Model):
         verbose_name = _("tier")
         verbose_name_plural = _("tiers")
         constraints = [
-            models.CheckConstraint(name="tier_priority_ceiling", condition=models.Q(priority_ceiling__lte=9))
+            models.CheckConstraint(name="tier_priority_ceiling", condition=models.Q(priority_ceiling__lte=9)),
+            models.CheckConstraint(name="tier_weight", condition=models.Q(weight__gt=0)),
+            models.CheckConstraint(name="tier_max_running", condition=models.Q(max_running__gte=1)),
         ]
 
     def __str__(self) -> str:
         return self.name
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        super().save(*args, **kwargs)
+        transaction.on_commit(self._tell_limits)
+
+    def _tell_limits(self) -> None:
+        tell((tenant, self.weight, self.max_running) for tenant in self.tenants.values_list("pk", flat=True))
 
     def allows_model(self, model: str) -> bool:
         return not self.allowed_models or model in self.allowed_models
@@ -64,3 +89,7 @@ class Tenant(models.Model):
 
     def __str__(self) -> str:
         return self.id
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        super().save(*args, **kwargs)
+        transaction.on_commit(lambda: tell([(self.pk, self.tier.weight, self.tier.max_running)]))

@@ -70,6 +70,18 @@ UNFOLD = {
                 "separator": True,
                 "items": [
                     _page(_("Tasks"), "checklist", "core", "task"),
+                    {
+                        "title": _("Queues"),
+                        "icon": "stacked_inbox",
+                        "link": reverse_lazy("queues:queues"),
+                        "permission": _may_view("core.view_task"),
+                    },
+                    {
+                        "title": _("Dead letters"),
+                        "icon": "unknown_document",
+                        "link": reverse_lazy("queues:dead_letters"),
+                        "permission": _may_view("core.view_task"),
+                    },
                     _page(_("Sessions"), "forum", "conversations", "session"),
                     _page(_("Usage"), "toll", "core", "usagerecord"),
                 ],

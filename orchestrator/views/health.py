@@ -24,12 +24,16 @@ class HealthView(ApiView):
 class DetailedHealthView(ApiView):
     @extend_schema(operation_id="health_detailed", auth=[], responses={200: dict, 503: dict})
     def get(self, request: Request) -> Response:
-        """The last answer of the probe that walks every domain's queue; 503 when one is too old."""
+        """The last answer of the probe that walks every domain's queue; 503 when one is too old.
+
+        Each domain has `status`, `last_probe_seconds_ago`, and how many messages of all tenants together
+        are `waiting`, `running` and `delayed`; `dead_letters` counts those that no worker could read.
+        """
         try:
-            healthy, domains = health.read()
+            healthy, found = health.read()
         except redis.RedisError:
-            healthy, domains = False, {}
-        state = {"status": "ok" if healthy else "unavailable", "components": domains}
+            healthy, found = False, {"components": {}}
+        state = {"status": "ok" if healthy else "unavailable", **found}
         if healthy:
             return Response(state)
         error = ServiceUnavailable()

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 import orjson
 import pytest
 from celery import Celery
+from redis.client import Pipeline
 
 from core import health, valkey
+from core.broker import figures
 from core.queues.names import DOMAINS
+from tests.core.broker.broker import Broker
 
 
 @pytest.fixture(autouse=True)
@@ -28,16 +31,19 @@ def mark(domain: str, seconds_ago: float) -> None:
 
 
 def test_a_platform_that_was_never_probed_is_unavailable() -> None:
-    healthy, components = health.read()
+    healthy, found = health.read()
+    components = found["components"]
     assert not healthy
     assert list(components) == list(DOMAINS)
-    assert components["agent"] == {"status": "unavailable", "last_probe_seconds_ago": None}
+    assert components["agent"]["status"] == "unavailable"
+    assert components["agent"]["last_probe_seconds_ago"] is None
 
 
 def test_every_domain_walked_a_moment_ago_is_healthy() -> None:
     for domain in DOMAINS:
         mark(domain, seconds_ago=2)
-    healthy, components = health.read()
+    healthy, found = health.read()
+    components = found["components"]
     assert healthy
     assert {component["status"] for component in components.values()} == {"ok"}
     assert components["agent"]["last_probe_seconds_ago"] >= 2
@@ -47,7 +53,8 @@ def test_every_domain_walked_a_moment_ago_is_healthy() -> None:
 def test_one_stale_domain_is_enough(domain: str) -> None:
     for other in DOMAINS:
         mark(other, seconds_ago=40 if other == domain else 5)
-    healthy, components = health.read()
+    healthy, found = health.read()
+    components = found["components"]
     assert not healthy
     assert [name for name, state in components.items() if state["status"] != "ok"] == [domain]
 
@@ -55,7 +62,8 @@ def test_one_stale_domain_is_enough(domain: str) -> None:
 def test_one_missing_domain_is_enough() -> None:
     for domain in DOMAINS[1:]:
         mark(domain, seconds_ago=0)
-    healthy, components = health.read()
+    healthy, found = health.read()
+    components = found["components"]
     assert not healthy
     assert components[DOMAINS[0]]["status"] == "unavailable"
 
@@ -63,9 +71,49 @@ def test_one_missing_domain_is_enough() -> None:
 def test_a_probe_leaves_its_mark(db: None) -> None:
     for domain in DOMAINS:
         health.probe(domain)
-    healthy, components = health.read()
+    healthy, found = health.read()
+    components = found["components"]
     assert healthy
     assert components["agent"]["last_probe_seconds_ago"] < health.STALE_SECONDS
+
+
+def test_the_state_tells_totals_and_no_tenant(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = Broker()
+    broker.put("a", "demo")
+    broker.put("b", "demo")
+    broker.put("c", "other", due=int(time.time() * 1000) + 60_000)
+    assert broker.next() is not None
+    broker.client.lpush(f"{broker.root}:dead", "queue|reason|message")
+    monkeypatch.setattr(figures, "ROOT", broker.root)
+    _healthy, found = health.read()
+    assert found["dead_letters"] == 1
+    assert set(found["components"]["agent"]) == {
+        "status",
+        "last_probe_seconds_ago",
+        "waiting",
+        "running",
+        "delayed",
+    }
+    assert {name: found["components"]["agent"][name] for name in ("waiting", "running", "delayed")} == {
+        "waiting": 1,
+        "running": 1,
+        "delayed": 1,
+    }
+    assert found["components"]["tool"]["waiting"] == 0
+    assert "demo" not in str(found)
+
+
+def test_the_state_is_read_in_one_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    execute = Pipeline.execute
+
+    def counted(self: Pipeline, raise_on_error: bool = True) -> object:
+        sent.append(len(self.command_stack))
+        return execute(self, raise_on_error)
+
+    monkeypatch.setattr(Pipeline, "execute", counted)
+    health.read()
+    assert len(sent) == 1
 
 
 def test_celery_knows_the_probe() -> None:

@@ -165,11 +165,18 @@ def test_a_tier_is_edited_line_by_line(admin_client: Client, tenant: Tenant) -> 
         "name": "Small",
         "allowed_models": "gpt-4.1-mini\r\n\r\n  llama-3 \r\n",
         "priority_ceiling": "5",
+        "weight": "2.5",
+        "max_running": "7",
         "uses_environment_keys": "on",
     }
     assert admin_client.post(_page(Tier, "change", tenant.tier_id), body).status_code == 302
     tenant.tier.refresh_from_db()
     assert tenant.tier.allowed_models == ["gpt-4.1-mini", "llama-3"]
+    assert (tenant.tier.weight, tenant.tier.max_running) == (2.5, 7)
+    for field, value in {"weight": "0", "max_running": "0"}.items():
+        assert (
+            admin_client.post(_page(Tier, "change", tenant.tier_id), body | {field: value}).status_code == 200
+        )
     assert "gpt-4.1-mini\nllama-3" in admin_client.get(_page(Tier, "change", tenant.tier_id)).content.decode()
 
 

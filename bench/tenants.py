@@ -1,0 +1,34 @@
+"""`python -m bench.tenants CAP NAME...`: makes tenants in the running platform of NOOBLE_HOME.
+
+They share one tier that lets each of them run CAP agents at once. Prints their keys as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import django
+from django.apps import apps
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nooble.settings")
+
+
+def main() -> None:
+    cap, names = int(sys.argv[1]), sys.argv[2:]
+    django.setup()
+    # Models can be imported only now.
+    models = {name: apps.get_model("core", name) for name in ("Tier", "Tenant", "ApiKey")}
+    tier = models["Tier"].objects.create(slug="bench", name="Bench", max_running=cap)
+    keys = {}
+    for name in names:
+        tenant = models["Tenant"].objects.create(id=name, name=name, tier=tier)
+        key = models["ApiKey"](tenant=tenant, name="bench", scopes=["agents:read", "agents:write"])
+        keys[name] = key.mint()
+        key.save()
+    print(json.dumps(keys))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+-- A lease ends: the slot is free again, and the tenant wakes if it waits for one.
+--
+-- A lease that has been taken back meanwhile is nobody's: nothing happens, so a late or repeated
+-- ack can never free somebody else's slot.
+--
+-- ARGV: root, worker, delivery tag, and where the message goes:
+--       "" (it is done), "head" (of its queue), or the reason for which it is dead
+-- Returns 1, or 0 when the lease was not there any more.
+local root, to = ARGV[1], ARGV[4]
+local lease = release(root, ARGV[2], ARGV[3])
+if not lease then return 0 end
+if to == 'head' then
+  push(root .. ':' .. lease.domain, lease.tenant, lease.queue, lease.rank, lease.entry, true)
+elseif to ~= '' then
+  redis.call('LPUSH', root .. ':dead', lease.queue .. '|' .. to .. '|' .. lease.message)
+end
+wake(root, lease.domain, lease.tenant)
+return 1
