@@ -14,6 +14,7 @@ from kombu import pools
 from core import valkey
 from core.actions import registry
 from core.actions.base import Action, Result
+from core.broker.scripts import ROOT
 
 
 class NoteResult(Result):
@@ -64,10 +65,12 @@ Waiting = Callable[[str, uuid.UUID], list[dict[str, Any]]]
 
 @pytest.fixture
 def waiting() -> Waiting:
-    """The messages about a task that wait in the list of a domain."""
+    """The messages about a task that wait in the queues of a domain."""
 
     def look(domain: str, task_id: uuid.UUID) -> list[dict[str, Any]]:
-        messages = [json.loads(raw) for raw in valkey.client().lrange(domain, 0, -1)]
+        queues = valkey.client().scan_iter(f"{ROOT}:{domain}:m:*", count=1_000)
+        entries = [entry for queue in queues for entry in valkey.client().lrange(queue, 0, -1)]
+        messages = [json.loads(entry.split(b"|", 4)[4]) for entry in entries]
         return [message for message in messages if message["headers"]["id"] == str(task_id)]
 
     return look
