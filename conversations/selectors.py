@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db.models import Max
+from django.db.models.functions import Coalesce
 
 from conversations.errors import SessionNotFound
 from conversations.models import Message, Session
-from core.tenancy import current_tenant_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +42,15 @@ def session_messages(key: str, from_seq: int, after: int, limit: int) -> list[di
     return list(rows.values("id", "role", "text", "task_id", "finish_reason", "created_at")[:limit])
 
 
-def session_agent(key: str) -> uuid.UUID | None:
-    """The agent that the current tenant's session is bound to, or None."""
-    agent_id: uuid.UUID | None = Session.objects.filter(key=key).values_list("agent_id", flat=True).first()
-    return agent_id
-
-
-def session_seq(key: str) -> int:
+def session_seq(key: str) -> int | None:
     """The highest seq that a message of the current tenant's session was written at; 0 for none.
 
-    It looks at all of the session's messages: for when the log is lost.
+    None when there is no such session. It looks at all of the session's messages: for when the log
+    is lost.
     """
-    rows = Message.objects.filter(session__key=key, session__tenant_id=current_tenant_id())
-    return rows.aggregate(seq=Max("seq"))["seq"] or 0
+    rows = Session.objects.filter(key=key).annotate(last=Coalesce(Max("messages__seq"), 0))
+    found: int | None = rows.values_list("last", flat=True).first()
+    return found
 
 
 def task_seq(task_id: uuid.UUID) -> int:

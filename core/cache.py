@@ -18,12 +18,17 @@ class TimedCache(Generic[K, V]):
         self._size = size
         self._kept: dict[K, tuple[float, V]] = {}
 
+    def peek(self, key: K) -> V | None:
+        """The kept value, if it still lives: for those who must not wait."""
+        kept = self._kept.get(key)
+        return kept[1] if kept is not None and kept[0] > time.monotonic() else None
+
     def get(self, key: K, load: Callable[[K], V | None]) -> V | None:
         """The kept value, or what `load` finds now."""
         now = time.monotonic()
-        kept = self._kept.get(key)
-        if kept is not None and kept[0] > now:
-            return kept[1]
+        kept = self.peek(key)
+        if kept is not None:
+            return kept
         value = load(key)
         if value is None:
             self._kept.pop(key, None)

@@ -37,6 +37,11 @@ def tenant_limits(tenant_id: str) -> TenantLimits:
     return found
 
 
+def tenant_is_known(tenant_id: str) -> bool:
+    """Whether the tenant was seen within the last second: no answer but the cache's."""
+    return _limits.peek(tenant_id) is not None
+
+
 def _load(tenant_id: str) -> TenantLimits | None:
     row = (
         Tenant.objects.filter(pk=tenant_id)

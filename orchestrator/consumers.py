@@ -17,7 +17,7 @@ from django.db import OperationalError, close_old_connections
 from django.http import HttpRequest
 from django.utils import translation
 
-from conversations.selectors import session_agent, session_seq
+from conversations.selectors import session_seq
 from core.actions.base import Action, ActionError, ActionResult
 from core.actions.bus import answer
 from core.api.errors import named
@@ -36,7 +36,7 @@ from core.events import log
 from core.events.base import control, with_seq
 from core.events.groups import session_name, tenant_name
 from core.ids import is_session_id, is_slug
-from core.selectors import tenant_limits
+from core.selectors import tenant_is_known, tenant_limits
 from core.tenancy import tenant_scope
 from orchestrator import sockets
 from orchestrator.access import Resume, origin_is_sound
@@ -140,7 +140,8 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         if resume is None and (tokens or after is not None):
             raise Refused(4403, PermissionRefused(details={"subprotocol": f"{RESUME_PREFIX}<resume_token>"}))
         try:
-            await self._in_thread(tenant_limits, self.tenant_id)
+            if not tenant_is_known(self.tenant_id):
+                await self._in_thread(tenant_limits, self.tenant_id)
         except TenantNotFound as error:
             raise Refused(4404, error) from None
         except AWAY as error:
@@ -169,8 +170,7 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         """The tail of a log that is not there: a new session's is 0, a lost one goes on far above."""
         with tenant_scope(self.tenant_id):
             floor = session_seq(self.session_id)
-            known = session_agent(self.session_id) is not None
-        return log.revive(self.name, floor) if known else 0
+        return 0 if floor is None else log.revive(self.name, floor)
 
     async def _refuse(self, code: int, error: NoobleError) -> None:
         self.refused = True

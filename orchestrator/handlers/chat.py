@@ -106,10 +106,10 @@ def _last_seq(tenant_id: str, session_id: str, *, new: bool) -> int:
             begin(name)
             return 0
         seq = last_seq_sync(name)
-        return revive(name, session_seq(session_id)) if seq is None else seq
+        return revive(name, session_seq(session_id) or 0) if seq is None else seq
     except redis.RedisError:
         logger.warning("the session log is away")
-        return 0 if new else session_seq(session_id)
+        return 0 if new else session_seq(session_id) or 0
 
 
 @handles(ChatGetStatusAction, atomic=False)

@@ -88,7 +88,7 @@ def broadcast(action: WebSocketBroadcastAction) -> None:
             data=action.data,
         )
 
-    floors = {session_id: session_seq(session_id) for session_id in action.session_ids or ()}
+    floors = {session_id: session_seq(session_id) or 0 for session_id in action.session_ids or ()}
 
     async def tell() -> None:
         if action.session_ids is None:

@@ -39,7 +39,9 @@ class Command(BaseCommand):
         health.forget()  # what the last start's workers could do says nothing about this one's
         kept = _Kept(settings.NOOBLE_HOME / "demo-access.json")
         with transaction.atomic():
-            tier, _ = Tier.objects.get_or_create(slug=DEMO, defaults={"name": "Demo", "max_running": 1_000})
+            tier, _ = Tier.objects.update_or_create(
+                slug=DEMO, defaults={"name": "Demo", "max_running": 1_000}
+            )
             tenant, _ = Tenant.objects.get_or_create(id=DEMO, defaults={"name": "Demo", "tier": tier})
             with tenant_scope(DEMO):
                 agent_id = self._agent()
