@@ -60,20 +60,18 @@ class Keeper:
 
     def lease(self, domain: str, tenant: str, start: float) -> tuple[str, str, bytes] | None:
         """The tenant's next message as (queue, delivery tag, message), now ours; or None."""
-        leased = self.scripts.lease(
-            args=[
-                ROOT,
-                domain,
-                tenant,
-                f"{start:.17g}",
-                self.worker,
-                LEASE_SECONDS * 1000,
-                AGEING_MS,
-            ]
-        )
-        if leased is None:
+        terms = (self.worker, LEASE_SECONDS * 1000, AGEING_MS)
+        return self.leased(self.scripts.lease(args=[ROOT, domain, tenant, f"{start:.17g}", *terms]))
+
+    def take_arguments(self, domains: list[str]) -> list[Any]:
+        """Of EVALSHA, for a connection that does not wait for the answer here; `leased` reads it."""
+        return [self.scripts.take.sha, 0, ROOT, self.worker, LEASE_SECONDS * 1000, AGEING_MS, *domains]
+
+    def leased(self, reply: Any) -> tuple[str, str, bytes] | None:
+        """A script's answer as (queue, delivery tag, message), now ours; or None."""
+        if not reply:
             return None
-        queue, tag, message = leased[0].decode(), leased[1].decode(), leased[2]
+        queue, tag, message = reply[0].decode(), reply[1].decode(), reply[2]
         self._held.add(tag)
         return queue, tag, message
 

@@ -21,6 +21,9 @@ _CAPS = "local CAPPED, DEFAULT_CAP = {{{}}}, {}\n".format(
 
 
 class Script(Protocol):
+    sha: str
+    script: Any
+
     def __call__(self, *, args: list[Any]) -> Any: ...
 
 
@@ -30,6 +33,7 @@ class Scripts:
     def __init__(self, client: redis.Redis) -> None:
         self.put = _script(client, "put")
         self.lease = _script(client, "lease")
+        self.take = _script(client, "take")
         self.settle = _script(client, "settle")
         self.wake = _script(client, "wake")
         self.due = _script(client, "due")

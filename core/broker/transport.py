@@ -19,6 +19,7 @@ from kombu.compression import decompress
 from kombu.exceptions import OperationalError
 from kombu.transport import redis, virtual
 from kombu.transport.virtual import Empty
+from redis.exceptions import NoScriptError
 
 from core.broker.keeper import Keeper, keeper
 from core.broker.scripts import ROOT
@@ -76,8 +77,8 @@ class Channel(redis.Channel):
 
     QoS = QoS
     _plain_turn = False
-    _busy = False  # the last wait was not in vain
     _waiting_for = ""
+    _busy = False  # the last wait brought a message, so there may be more: it is taken without a wait
 
     @property
     def keeper(self) -> Keeper:
@@ -136,38 +137,52 @@ class Channel(redis.Channel):
                 self._waiting_for = "BRPOP"
                 self._start("BRPOP", [queue for queue in self.active_queues if not is_domain(queue)], timeout)
                 return
-        # BZPOPMIN serves its keys in order: whoever was served goes last.
-        served = self._waiting_for.removeprefix("BZPOPMIN ")
+        # Domains are served in order: whoever was served goes last.
+        served = self._waiting_for.rpartition(" ")[2]
         if served in domains:
             split = domains.index(served) + 1
             domains = domains[split:] + domains[:split]
+        if self._busy:
+            self._waiting_for = f"EVALSHA {domains[-1]}"
+            self._start("EVALSHA", self.keeper.take_arguments(domains))
+            return
         self._waiting_for = f"BZPOPMIN {domains[0]}"
-        self._start(
-            "BZPOPMIN", [f"{ROOT}:{domain}:ring" for domain in domains], timeout or self.brpop_timeout
-        )
+        rings = [f"{ROOT}:{domain}:ring" for domain in domains]
+        self._start("BZPOPMIN", rings, timeout or self.brpop_timeout)
 
-    def _start(self, command: str, keys: list[str], timeout: float) -> None:
+    def _start(self, command: str, arguments: list[Any], *timeout: float) -> None:
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
-        self.client.connection.send_command(command, *keys, timeout)
+        self.client.connection.send_command(command, *arguments, *timeout)
 
     def _brpop_read(self, **options: Any) -> Any:
         self._busy = False
         if self._waiting_for == "BRPOP":
             self._busy = super()._brpop_read(**options)
             return self._busy
-        popped = self._popped()
-        if popped is None:
-            raise Empty()
-        payload = self._leased(*popped)
-        self._busy = True
-        self.connection._deliver(payload, popped[0])
-        return True
-
-    def _leased(self, domain: str, tenant: str, start: float) -> Any:
-        leased = self.keeper.lease(domain, tenant, start)
+        leased = self._leased()
         if leased is None:
             raise Empty()
+        self._busy = True
+        self.connection._deliver(self._payload(leased), _domain(leased[0]))
+        return True
+
+    def _leased(self) -> tuple[str, str, bytes] | None:
+        """What the wait or the take brought: (queue, delivery tag, message), leased; or None."""
+        if not self._waiting_for.startswith("EVALSHA"):
+            popped = self._popped()
+            return self.keeper.lease(*popped) if popped else None
+        try:
+            leased = self.keeper.leased(self._reply("EVALSHA"))
+        except NoScriptError:
+            self.keeper.client.script_load(self.keeper.scripts.take.script)
+            return None
+        if leased is not None:
+            self._waiting_for = f"EVALSHA {_domain(leased[0])}"
+        return leased
+
+    def _payload(self, leased: tuple[str, str, bytes]) -> Any:
+        """The leased message as Celery wants it; one that is none goes to the dead letters."""
         payload = self._readable(leased[2])
         if payload is None:
             self.keeper.settle(leased[1], "not a message that a worker can read")
@@ -176,21 +191,29 @@ class Channel(redis.Channel):
 
     def _popped(self) -> tuple[str, str, float] | None:
         """The reply to BZPOPMIN: domain, tenant, start time; None when the wait was in vain."""
-        try:
-            reply = self.client.parse_response(self.client.connection, "BZPOPMIN")
-        except self.connection_errors:
-            self.client.connection.disconnect()
-            raise
-        finally:
-            self._in_poll = None
+        reply = self._reply("BZPOPMIN")
         if not reply:
             return None
         domain = reply[0].decode().split(":")[-2]
         self._waiting_for = f"BZPOPMIN {domain}"
         return domain, reply[1].decode(), float(reply[2])
 
+    def _reply(self, command: str) -> Any:
+        try:
+            return self.client.parse_response(self.client.connection, command)
+        except self.connection_errors:
+            self.client.connection.disconnect()
+            raise
+        finally:
+            self._in_poll = None
+
     def put_back(self) -> None:
-        """A reply came while nothing may be consumed: its tenant returns to the ring at once."""
+        """A reply came while nothing may be consumed: what it brought is put back at once."""
+        if self._waiting_for.startswith("EVALSHA"):
+            leased = self._leased()
+            if leased is not None:
+                self.keeper.settle(leased[1], "head")
+            return
         popped = self._popped()
         if popped is not None:
             self.keeper.wake(popped[0], popped[1])
@@ -246,10 +269,17 @@ class Channel(redis.Channel):
         if not popped:
             raise Empty()
         self.keeper.start()
-        return self._leased(queue, popped[0][0].decode(), popped[0][1])
+        leased = self.keeper.lease(queue, popped[0][0].decode(), popped[0][1])
+        if leased is None:
+            raise Empty()
+        return self._payload(leased)
 
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
         return bool(parsed(queue) or is_domain(queue) or super()._has_queue(queue, **kwargs))
+
+
+def _domain(queue: str) -> str:
+    return queue.partition(":")[0]
 
 
 def _due_ms(eta: str | None) -> int:

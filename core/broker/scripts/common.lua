@@ -68,6 +68,7 @@ local function wake(root, domain, tenant)
 end
 
 local ENTRY = '^(%d+)|(%d)|([^|]*)|([^|]*)|(.*)$'
+local ENTRY_MESSAGE = '^%d+|%d|[^|]*|[^|]*|(.*)$'
 
 -- A waiting message more: at the tail of its queue, or back at the head.
 local function push(P, tenant, queue, rank, entry, at_head)
@@ -84,14 +85,13 @@ local function take(P, tenant, queue)
   return entry
 end
 
--- A waiting message less: the oldest of its queue.
+-- A waiting message less: the oldest of its queue. Returns it, and how many the tenant has left.
 local function pop(P, tenant, queue)
   local entry = take(P, tenant, queue)
-  if tonumber(redis.call('ZINCRBY', P .. ':waiting', -1, tenant)) <= 0 then
-    redis.call('ZREM', P .. ':waiting', tenant)
-  end
+  local left = tonumber(redis.call('ZINCRBY', P .. ':waiting', -1, tenant))
+  if left <= 0 then redis.call('ZREM', P .. ':waiting', tenant) end
   redis.call('DECR', P .. ':total')
-  return entry
+  return entry, left
 end
 
 -- A lease less. Returns what was leased, or nothing when the lease is not there any more.
@@ -101,12 +101,67 @@ local function release(root, worker, tag)
   if not lease then return nil end
   redis.call('HDEL', key, tag)
   local domain, tenant, queue, entry = string.match(lease, '^([^|]*)|([^|]*)|([^|]*)|(.*)$')
-  local _, rank, _, correlation, message = string.match(entry, ENTRY)
-  if redis.call('HGET', root .. ':held', correlation) == worker .. '|' .. tag then
+  local rank, correlation = string.match(entry, '^%d+|(%d)|[^|]*|([^|]*)|')
+  if correlation ~= '' and redis.call('HGET', root .. ':held', correlation) == worker .. '|' .. tag then
     redis.call('HDEL', root .. ':held', correlation)
   end
   local running = root .. ':' .. domain .. ':running'
   if redis.call('HINCRBY', running, tenant, -1) <= 0 then redis.call('HDEL', running, tenant) end
   redis.call('DECR', root .. ':' .. domain .. ':leased')
-  return {domain = domain, tenant = tenant, queue = queue, rank = rank, entry = entry, message = message}
+  return {domain = domain, tenant = tenant, queue = queue, rank = rank, entry = entry}
+end
+
+-- The tenant that the ring gave is served once: its best message is leased to a worker.
+--
+-- Best is the smallest put time + rank * ageing: high goes first, and low is not for ever last.
+-- The tenant pays 1/weight of virtual time, and rejoins the ring if it has more work and room.
+-- The worker's leases live on: it is alive, or it would not ask.
+-- Returns queue, delivery tag, message; or nothing.
+local function serve(root, domain, tenant, start, worker)
+  local P = root .. ':' .. domain
+  local clock = number_at('GET', P .. ':clock')
+  if start > clock then
+    clock = start
+    redis.call('SET', P .. ':clock', exact(start))
+  end
+  local weight, cap = limits_of(root, domain, tenant)
+  if cap > 0 and number_at('HGET', P .. ':running', tenant) >= cap then
+    redis.call('SADD', P .. ':capped', tenant)
+    return nil
+  end
+
+  local best, score, tag, correlation, message
+  for _, queue in ipairs(redis.call('ZRANGE', P .. ':q:' .. tenant, 0, -1)) do
+    local entry = redis.call('LINDEX', P .. ':m:' .. queue, -1)
+    local put, rank, its_tag, its_correlation, its_message = string.match(entry or '', ENTRY)
+    while entry and not put do
+      -- The put script did not put it: nobody can read it.
+      redis.call('LPUSH', root .. ':dead', queue .. '|not a message|' .. take(P, tenant, queue))
+      entry = redis.call('LINDEX', P .. ':m:' .. queue, -1)
+      put, rank, its_tag, its_correlation, its_message = string.match(entry or '', ENTRY)
+    end
+    if entry and (not best or put + rank * worker.ageing < score) then
+      best, score = queue, put + rank * worker.ageing
+      tag, correlation, message = its_tag, its_correlation, its_message
+    end
+  end
+  if not best then return nil end
+
+  local entry, left = pop(P, tenant, best)
+  local running = redis.call('HINCRBY', P .. ':running', tenant, 1)
+  redis.call('INCR', P .. ':leased')
+  redis.call('HSET', root .. ':w:' .. worker.name, tag, table.concat({domain, tenant, best, entry}, '|'))
+  redis.call('ZADD', root .. ':workers', now_ms() + worker.lease_ms, worker.name)
+  if correlation ~= '' then redis.call('HSET', root .. ':held', correlation, worker.name .. '|' .. tag) end
+  -- As `wake` does it, with what is known here already.
+  local finish = start + 1 / weight
+  redis.call('HSET', P .. ':finish', tenant, exact(finish))
+  if left > 0 then
+    if cap == 0 or running < cap then
+      redis.call('ZADD', P .. ':ring', 'NX', exact(math.max(clock, finish)), tenant)
+    else
+      redis.call('SADD', P .. ':capped', tenant)
+    end
+  end
+  return {best, tag, message}
 end

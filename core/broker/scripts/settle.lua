@@ -12,7 +12,11 @@ if not lease then return 0 end
 if to == 'head' then
   push(root .. ':' .. lease.domain, lease.tenant, lease.queue, lease.rank, lease.entry, true)
 elseif to ~= '' then
-  redis.call('LPUSH', root .. ':dead', lease.queue .. '|' .. to .. '|' .. lease.message)
+  redis.call('LPUSH', root .. ':dead', lease.queue .. '|' .. to .. '|' .. string.match(lease.entry, ENTRY_MESSAGE))
 end
-wake(root, lease.domain, lease.tenant)
+-- With work and room it is in the ring, or about to be leased: only who waits for a slot, or has got
+-- its first work back, has to be woken.
+if to == 'head' or redis.call('SISMEMBER', root .. ':' .. lease.domain .. ':capped', lease.tenant) == 1 then
+  wake(root, lease.domain, lease.tenant)
+end
 return 1

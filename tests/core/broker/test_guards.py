@@ -19,11 +19,11 @@ Check = Callable[[Broker], None]
 
 # Script, the guard's text, what stands there without it, the property that it holds.
 GUARDS: list[tuple[str, str, str, Check]] = [
-    ("lease", "if not has_room(root, domain, tenant) then", "if false then", checks.cap_holds),
+    ("lease", "if cap > 0 and number_at(", "if false and number_at(", checks.cap_holds),
     (
         "lease",
-        "elseif not has_room(root, domain, tenant) then",
-        "elseif false then",
+        "if cap == 0 or running < cap then",
+        "if true then",
         checks.capped_tenants_leave_the_ring,
     ),
     ("reap", "'-inf', now_ms(), 'BYSCORE'", "'-inf', 0, 'BYSCORE'", checks.dead_workers_messages_come_back),
@@ -36,7 +36,7 @@ GUARDS: list[tuple[str, str, str, Check]] = [
         "local key = root .. ':w:' .. worker",
         checks.nobody_ends_anothers_lease,
     ),
-    ("settle", "wake(root, lease.domain, lease.tenant)", "", checks.ends_free_the_slot),
+    ("settle", "  wake(root, lease.domain, lease.tenant)", "", checks.ends_free_the_slot),
 ]
 
 
