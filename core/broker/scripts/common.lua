@@ -78,8 +78,8 @@ local function push(P, tenant, queue, rank, entry, at_head)
   redis.call('INCR', P .. ':total')
 end
 
--- The oldest entry of a queue.
-local function take(P, tenant, queue)
+-- The oldest entry of a queue, which was never counted: the put script did not put it.
+local function take_uncounted(P, tenant, queue)
   local entry = redis.call('RPOP', P .. ':m:' .. queue)
   if redis.call('EXISTS', P .. ':m:' .. queue) == 0 then redis.call('ZREM', P .. ':q:' .. tenant, queue) end
   return entry
@@ -87,9 +87,14 @@ end
 
 -- A waiting message less: the oldest of its queue. Returns it, and how many the tenant has left.
 local function pop(P, tenant, queue)
-  local entry = take(P, tenant, queue)
+  local entry = redis.call('RPOP', P .. ':m:' .. queue)
   local left = tonumber(redis.call('ZINCRBY', P .. ':waiting', -1, tenant))
-  if left <= 0 then redis.call('ZREM', P .. ':waiting', tenant) end
+  if left <= 0 then
+    redis.call('ZREM', P .. ':waiting', tenant)
+    redis.call('DEL', P .. ':q:' .. tenant)
+  elseif redis.call('EXISTS', P .. ':m:' .. queue) == 0 then
+    redis.call('ZREM', P .. ':q:' .. tenant, queue)
+  end
   redis.call('DECR', P .. ':total')
   return entry, left
 end
@@ -136,7 +141,7 @@ local function serve(root, domain, tenant, start, worker)
     local put, rank, its_tag, its_correlation, its_message = string.match(entry or '', ENTRY)
     while entry and not put do
       -- The put script did not put it: nobody can read it.
-      redis.call('LPUSH', root .. ':dead', queue .. '|not a message|' .. take(P, tenant, queue))
+      redis.call('LPUSH', root .. ':dead', queue .. '|not a message|' .. take_uncounted(P, tenant, queue))
       entry = redis.call('LINDEX', P .. ':m:' .. queue, -1)
       put, rank, its_tag, its_correlation, its_message = string.match(entry or '', ENTRY)
     end
