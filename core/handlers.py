@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import uuid
@@ -28,6 +29,8 @@ from core.tenancy import current_tenant_id
 
 logger = logging.getLogger(__name__)
 
+TELLING_SECONDS = 1.0  # longer a slow log may not hold up the hint to the worker
+
 
 @handles(TaskCancelAction, atomic=False)
 def cancel(action: TaskCancelAction) -> CancelledTask:
@@ -40,8 +43,8 @@ def cancel(action: TaskCancelAction) -> CancelledTask:
     if unstarted:
         return CancelledTask(task_id=task.pk, status=Task.Status.CANCELLED)
     if not action.only_if_queued and Task.ask_to_cancel(task.pk, action.by):
-        cancellation.hint(task.pk)  # first: nothing may hold it up
-        _tell_cancelling(task)
+        _tell_cancelling(task)  # first: once the run has ended, the log takes it no more
+        cancellation.hint(task.pk)
         return CancelledTask(task_id=task.pk, status=Task.Status.CANCELLING)
     task.refresh_from_db(fields=["status"])
     raise CannotCancel(task.status)
@@ -52,8 +55,9 @@ def _tell_cancelling(task: Task) -> None:
         return  # nobody follows it: it is itself the callback of another
     data = StatusUpdate(status=Task.Status.CANCELLING, details={})
     try:
-        aio.run(append(TaskStatusUpdate(**envelope_of(task), data=data)))
-    except (redis.RedisError, OSError):
+        event = TaskStatusUpdate(**envelope_of(task), data=data)
+        aio.run(asyncio.wait_for(append(event), TELLING_SECONDS))
+    except (redis.RedisError, OSError, TimeoutError):
         logger.warning("task %s: its session does not hear of the cancel: Valkey is away", task.pk)
 
 

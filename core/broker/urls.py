@@ -15,7 +15,7 @@ def broker_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme == "unix":
         database = parse_qs(parts.query).get("db", ["0"])[0]
-        return f"nooble+socket://{parts.path}?virtual_host={database}"
+        return f"nooble+socket://{parts.netloc}{parts.path}?virtual_host={database}"
     # What is in the query is for redis-py; kombu takes the database from the path, and checks no
     # certificate unless told to.
     query = dict(parse_qsl(parts.query))
