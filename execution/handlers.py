@@ -201,4 +201,4 @@ def _announce(run: RunIdentity, outcome: Outcome, status: str) -> None:
         event = AgentExecutionFailed(**run.envelope(), data=failed)
     else:
         event = AgentExecutionCompleted(**run.envelope(), data=RunCompleted(**_result(outcome)))
-    aio.run(append(event, run.attempt, floor=max(run.floor, outcome.last_seq)))
+    aio.run(append(event, run.attempt, floor=outcome.last_seq))

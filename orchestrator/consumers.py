@@ -90,8 +90,7 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             await super().__call__(scope, receive, send)
         except AWAY as error:
             # Before `connect`: there is not even a channel to be told by.
-            picked = PROTOCOL if PROTOCOL in scope["subprotocols"] else None
-            await send({"type": "websocket.accept", "subprotocol": picked})
+            await send({"type": "websocket.accept", "subprotocol": _picked(scope)})
             await send({"type": "websocket.send", "text": control("error", named(error).as_dict())})
             await send({"type": "websocket.close", "code": 1013})
         finally:
@@ -123,10 +122,10 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         try:
             resume, after = await self._admit()
         except Refused as refused:
-            await self.accept(PROTOCOL if PROTOCOL in self.scope["subprotocols"] else None)
+            await self.accept(_picked(self.scope))
             await self._refuse(refused.code, refused.error)
             return
-        await self.accept(PROTOCOL if PROTOCOL in self.scope["subprotocols"] else None)
+        await self.accept(_picked(self.scope))
         try:
             await self._join(resume, after)
         except AWAY as error:
@@ -287,9 +286,14 @@ class UnknownConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     """Any other address: refused with a reason instead of a broken handshake."""
 
     async def connect(self) -> None:
-        await self.accept(PROTOCOL if PROTOCOL in self.scope["subprotocols"] else None)
+        await self.accept(_picked(self.scope))
         await self.send(text_data=control("error", NotFound().as_dict()))
         await self.close(4404)
+
+
+def _picked(scope: dict[str, Any]) -> str | None:
+    """Our subprotocol, whenever the client offers it."""
+    return PROTOCOL if PROTOCOL in scope["subprotocols"] else None
 
 
 def _language(headers: dict[bytes, bytes]) -> str:

@@ -37,13 +37,15 @@ def _marks(name: str) -> str:
 async def append(event: Event, attempt: int | None = None, *, floor: int | None = None) -> int | None:
     """Keep the event in its session's log, tell the session's open sockets, and return its seq.
 
+    One script does both, so the hints of a session leave in the order of its log, whichever process
+    appends.
+
     `floor` is a seq that was given in this session, or 0 while nobody can have heard one: a log that
     was lost (after a day of silence, or with Valkey's data) goes on far above it. Without one the
     event is appended only to a log that lives.
 
     None when it was refused: a stale attempt, or a second end. Raises redis.RedisError or OSError; to
-    append the same event again is safe then. One script does both, so the hints of a session leave in the
-    order of its log, whichever process appends.
+    append the same event again is safe then.
     """
     if event.session_id is None:
         raise ValueError("an event of no session has no log")
