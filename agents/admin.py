@@ -24,6 +24,11 @@ PREFIX = "config_"
 WORDS = {
     "provider": (_("provider"), ""),
     "model": (_("model"), _("The provider's name of the model.")),
+    "fallback_provider": (
+        _("fallback provider"),
+        _("Asked instead when the provider is away, and nothing has been answered yet."),
+    ),
+    "fallback_model": (_("fallback model"), ""),
     "instructions": (
         _("instructions"),
         _("The system prompt. Replaced: {{agent_name}}, {{user_id}}, {{session_id}}, {{date}}, {{time}}."),
@@ -33,14 +38,29 @@ WORDS = {
     "context_tokens": (_("context tokens"), _("How many tokens of history a run may send, estimated.")),
     "timeout_seconds": (_("timeout in seconds"), _("The longest a run may take; the platform's when empty.")),
     "max_turns": (_("max. turns"), _("How many model calls one run may make.")),
+    "multitask_strategy": (
+        _("while a run is open"),
+        _("The session's next message waits (enqueue), is refused (reject), or ends the run (interrupt)."),
+    ),
+    "restart_after_fault": (
+        _("restart after a fault"),
+        _("A provider that fails in the middle of an answer is asked anew, at most 3 times in all."),
+    ),
     "greeting": (_("greeting"), _("What the chat page shows before the first message.")),
 }
 CONFIG_FIELDS = fields_of(AgentConfig, PREFIX, WORDS)
 ANSWERS = ("config_provider", "config_model", "config_instructions", "config_greeting")
+FAULTS = (
+    "config_fallback_provider",
+    "config_fallback_model",
+    "config_multitask_strategy",
+    "config_restart_after_fault",
+)
 # What the schema gains appears here by itself.
-LIMITS = [name for name in CONFIG_FIELDS if name not in ANSWERS]
+LIMITS = [name for name in CONFIG_FIELDS if name not in ANSWERS + FAULTS]
 CONFIG_FIELDSETS = (
     (_("Model"), {"fields": (("config_provider", "config_model"), "config_instructions", "config_greeting")}),
+    (_("Faults and order"), {"fields": (FAULTS[:2], FAULTS[2:])}),
     (_("Limits"), {"fields": [tuple(LIMITS[at : at + 2]) for at in range(0, len(LIMITS), 2)]}),
 )
 

@@ -6,14 +6,31 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+ProviderName = Literal["openai", "groq", "scripted"]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")]
+
+
+class Fallback(BaseModel):
+    """The model that answers when the agent's own cannot."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    provider: ProviderName
+    model: ModelName
+
 
 class AgentConfig(BaseModel):
     """An agent's configuration; only `provider` and `model` are required."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    provider: Literal["openai", "groq", "scripted"]
-    model: Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")]
+    provider: ProviderName
+    model: ModelName
+    fallback: Fallback | None = Field(
+        None,
+        description="Asked instead when the provider is away, over its rate limit or too slow, and nothing "
+        "has been answered yet.",
+    )
     instructions: Annotated[str, StringConstraints(max_length=32_768)] = Field(
         "",
         description="The system prompt; {{agent_name}}, {{user_id}}, {{session_id}}, {{date}} and {{time}} "
@@ -28,6 +45,16 @@ class AgentConfig(BaseModel):
         None, gt=0, le=3600, description="The longest a run may take; the platform's bound when absent."
     )
     max_turns: int = Field(10, ge=1, le=100, description="How many model calls one run may make.")
+    multitask_strategy: Literal["enqueue", "reject", "interrupt"] = Field(
+        "enqueue",
+        description="What becomes of a message that comes while its session still has a run: it waits, is "
+        "refused with 409, or ends that run.",
+    )
+    restart_after_fault: bool = Field(
+        False,
+        description="After the first token a provider fault restarts the run as a new attempt, at most 3 "
+        "attempts, instead of failing it.",
+    )
     greeting: Annotated[str, StringConstraints(max_length=2_000)] = Field(
         "", description="What the chat page shows before the first message."
     )

@@ -116,7 +116,10 @@ def _with_suffix(slug: str) -> str:
 
 def _check_tier(config: AgentConfig) -> None:
     tier = Tenant.objects.select_related("tier").get(pk=current_tenant_id()).tier
-    if not tier.allows_model(config.model):
-        raise ValidationFailed(
-            details={"config.model": _("The tier %(tier)s does not allow this model.") % {"tier": tier.name}}
-        )
+    models = {"config.model": config.model}
+    if config.fallback is not None:
+        models["config.fallback.model"] = config.fallback.model
+    message = _("The tier %(tier)s does not allow this model.") % {"tier": tier.name}
+    refused = {field: message for field, model in models.items() if not tier.allows_model(model)}
+    if refused:
+        raise ValidationFailed(details=refused)

@@ -9,7 +9,10 @@ is answered normally.
 
 Parameters of every behaviour: `first_token` and `interval` (seconds), `tokens`, and `usage`:
 `last` (a chunk of its own, when the request asks for it), `x_groq` (Groq's place), `none`, or any
-JSON, which is sent as it is; `finish` (the finish reason).
+JSON, which is sent as it is; `finish` (the finish reason). Whatever misbehaves does so for every
+request, or with `fail_times` for the first so many of this exact name, or with `rate` for that
+share of the requests; the others get the answer of `fake`. The share is drawn from the messages
+and how often this name was asked them: the same whatever else is asked, and in which order.
 
     fake                 the answer
     fake-echo            the JSON of the messages it received, as the answer
@@ -17,27 +20,28 @@ JSON, which is sent as it is; `finish` (the finish reason).
     fake-no-done         ends after the finish reason, without [DONE]
     fake-reasoning       as many reasoning pieces as tokens, then the answer
     fake-nul             NUL and a lone surrogate among the tokens
-    fake-400 … fake-503  that status; `retry_after` (seconds or a date) is sent as given;
-                         `fail_times`: only the first so many requests of this exact name fail
+    fake-400 … fake-504  that status; `retry_after` (seconds or a date) is sent as given
     fake-429-once        the same as `fake-429?fail_times=1`
-    fake-flaky           `status` (500) for a share `rate` (0.3) of the requests, from a fixed seed
+    fake-flaky           `status` (500; several take turns: `500,502,503`) for a share `rate` (0.3)
     fake-garbage         `at` (half the tokens), then one event that is not JSON; `text` or `hex` give another
     fake-html            200 and a web page
     fake-json            200 and a whole answer in JSON although a stream was asked for
     fake-redirect        307 to another path of this server, `/_trap`
+    fake-reset           a reset before the answer
     fake-cut             half a stream, then a reset
     fake-end             half a stream, then a proper end of the response
     fake-error           half a stream, then an error object with `code` and `type`
     fake-silent          takes the request and says nothing, not even headers
-    fake-stall           half a stream, then silence
+    fake-stall           half a stream, then silence, or with `comments` (seconds) only these
     fake-comments        headers, then only comments, `interval` apart
     fake-slow-first      the first token after 60 s
     fake-hang            the whole answer and [DONE], but the response never ends
     fake-endless         never stops
     fake-huge-line       one line of `bytes` (10 MB) without an end
 
-`GET /_books` tells what happened to every request, `DELETE /_books` forgets it. Requests that are
-no valid ones stand there as the model `_refused`.
+`GET /_books` tells what happened to every request, `DELETE /_books` forgets it. A request stands
+there as soon as it was read, so also when its client is killed; requests that are no valid ones
+stand there as the model `_refused`.
 """
 
 from __future__ import annotations
@@ -50,7 +54,7 @@ import random
 import signal
 import time
 from collections import Counter, deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -78,6 +82,7 @@ _PARAMETERS: dict[str, dict[str, str]] = {
     "html": {},
     "json": {},
     "redirect": {},
+    "reset": {},
     "cut": {},
     "end": {},
     "error": {"code": "server_error", "type": "server_error"},
@@ -146,6 +151,7 @@ class Entry:
     received_at: float = field(default_factory=time.time)
     first_token_at: float | None = None
     last_byte_at: float | None = None
+    ended_at: float | None = None  # answered to the end, broken off by us, or left by the client
     outcome: Outcome = "running"
     status: int = 200
     tokens: int = 0
@@ -226,7 +232,7 @@ class FakeModel:
         self._books: deque[Entry] = deque(maxlen=_BOOKS_LENGTH)
         self._count = 0
         self._failures: Counter[str] = Counter()
-        self._random = random.Random(20261120)
+        self._asked: Counter[tuple[str, str]] = Counter()
 
     def application(self) -> web.Application:
         app = web.Application(client_max_size=64 * 1024 * 1024)
@@ -251,6 +257,7 @@ class FakeModel:
     async def forget(self, request: web.Request) -> web.Response:
         self._books.clear()
         self._failures.clear()
+        self._asked.clear()
         return web.Response(status=204)
 
     async def trap(self, request: web.Request) -> web.Response:
@@ -261,7 +268,7 @@ class FakeModel:
     async def complete(self, request: web.Request) -> web.StreamResponse:
         try:
             body = _checked(await request.read())
-            behaviour = Behaviour.of(body["model"], self._schedule)
+            behaviour = self._behaviour(body)
         except RequestRefused as refused:
             entry = self._enter("_refused", {}, request)
             entry.outcome, entry.status = "refused", refused.status
@@ -274,6 +281,8 @@ class FakeModel:
             if entry.outcome == "running":
                 entry.outcome = "cut"
             raise
+        finally:
+            entry.ended_at = time.time()
 
     def _enter(self, model: str, body: dict[str, Any], request: web.Request) -> Entry:
         self._count += 1
@@ -287,7 +296,7 @@ class FakeModel:
     async def _answer(
         self, request: web.Request, body: dict[str, Any], behaviour: Behaviour, entry: Entry
     ) -> web.StreamResponse:
-        if self._fails(behaviour, body["model"]):
+        if "status" in behaviour.more:
             return _failure(behaviour, entry)
         if behaviour.kind == "html":
             entry.outcome = "broken"
@@ -295,6 +304,11 @@ class FakeModel:
         if behaviour.kind == "redirect":
             entry.outcome, entry.status = "refused", 307
             return web.Response(status=307, headers={"Location": "/_trap"})
+        if behaviour.kind == "reset":
+            entry.outcome = "broken"
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response()
         if behaviour.kind == "silent":
             await asyncio.sleep(_FOREVER)
         limit = body.get("max_completion_tokens") or body.get("max_tokens")
@@ -317,13 +331,23 @@ class FakeModel:
         )
         return stream.response
 
-    def _fails(self, behaviour: Behaviour, model: str) -> bool:
-        if "status" not in behaviour.more:
-            return False
+    def _behaviour(self, body: dict[str, Any]) -> Behaviour:
+        """What this request meets. Raises RequestRefused; see `Behaviour.of`."""
+        model = body["model"]
+        behaviour = Behaviour.of(model, self._schedule)
+        fails = True
         if "rate" in behaviour.more:
-            return self._random.random() < float(behaviour.more["rate"])
-        self._failures[model] += 1
-        return self._failures[model] <= float(behaviour.more.get("fail_times", "inf"))
+            messages = json.dumps(body["messages"])
+            self._asked[model, messages] += 1
+            dice = random.Random(f"{self._asked[model, messages]} {messages}")
+            fails = dice.random() < float(behaviour.more["rate"])
+        elif "fail_times" in behaviour.more:
+            self._failures[model] += 1
+            fails = self._failures[model] <= int(behaviour.more["fail_times"])
+        if fails:
+            return behaviour
+        # `more` is what only misbehaviours read.
+        return replace(Behaviour.of(f"fake?{model.partition('?')[2]}", self._schedule), more={})
 
 
 class _Stream:
@@ -345,7 +369,7 @@ class _Stream:
         if kind == "huge-line":
             await self._write_huge_line()
         if kind == "comments":
-            await self._write_comments()
+            await self._write_comments(self._behaviour.interval)
         if kind == "reasoning":
             await self._write_pieces(
                 [_chunk({"reasoning_content": text}) for text in map(_token, range(len(texts)))]
@@ -399,14 +423,16 @@ class _Stream:
             left -= 65_536
         await asyncio.sleep(_FOREVER)
 
-    async def _write_comments(self) -> None:
+    async def _write_comments(self, interval: float) -> None:
         while True:
             await self._write(b": still here\n\n")
-            await asyncio.sleep(self._behaviour.interval)
+            await asyncio.sleep(interval)
 
     async def _break(self) -> None:
         kind, more = self._behaviour.kind, self._behaviour.more
         if kind == "stall":
+            if "comments" in more:
+                await self._write_comments(float(more["comments"]))
             await asyncio.sleep(_FOREVER)
         self._entry.outcome = "broken"
         if kind == "cut":
@@ -475,7 +501,8 @@ def _texts(body: dict[str, Any], behaviour: Behaviour) -> range | list[str]:
 
 
 def _failure(behaviour: Behaviour, entry: Entry) -> web.Response:
-    entry.outcome, entry.status = "refused", int(behaviour.more["status"])
+    statuses = behaviour.more["status"].split(",")
+    entry.outcome, entry.status = "refused", int(statuses[entry.id % len(statuses)])
     headers = {"Retry-After": behaviour.more["retry_after"]} if "retry_after" in behaviour.more else {}
     # Real servers quote the key they refuse, and so does this one.
     message = f"This model fails with {entry.status}; authorization was {entry.authorization}"

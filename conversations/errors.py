@@ -11,3 +11,9 @@ class SessionNotFound(NotFound):
 
 class SessionBound(Conflict):
     default_message = _("The session belongs to another agent.")
+
+
+class SessionBusy(Conflict):
+    """The agent takes one message at a time, and one is being answered."""
+
+    default_message = _("The session is busy with another message.")

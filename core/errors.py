@@ -126,6 +126,18 @@ class RateLimited(NoobleError):
     default_message = _("Too many requests.")
 
 
+class DeadlineExceeded(NoobleError):
+    http_status = 504
+    default_message = _("The run took longer than it may.")
+
+
+class Poison(NoobleError):
+    """Every worker that ran the task died."""
+
+    http_status = 500
+    default_message = _("The task has brought down every worker that ran it.")
+
+
 class ServiceUnavailable(NoobleError):
     """A part of the platform is away; `retry_after` is in seconds."""
 

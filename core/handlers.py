@@ -2,63 +2,56 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import logging
 import uuid
 from typing import Any
 
-import redis
 from django.db import transaction
 from django.db.models.functions import Now
 
-from core import aio
 from core.actions import cancellation
 from core.actions.base import Action
 from core.actions.bus import enqueue
 from core.actions.keys import ApiKeyCreateAction, ApiKeyRevokeAction, CreatedKey
 from core.actions.registry import build, handles
 from core.actions.tasks import CancelledTask, RetriedTask, TaskCancelAction, TaskRetryAction
-from core.actions.worker import enqueue_callback
+from core.actions.telling import tell_status
+from core.actions.worker import follow_up
 from core.errors import CannotCancel, CannotRetry, NotFound, TaskNotFound
-from core.events.log import append
-from core.events.tasks import StatusUpdate, TaskStatusUpdate, envelope_of
 from core.models import ApiKey, Task
+from core.models.task import CLAIMABLE
 from core.queues.names import Priority
 from core.tenancy import current_tenant_id
 
-logger = logging.getLogger(__name__)
 
-TELLING_SECONDS = 1.0  # longer a slow log may not hold up the hint to the worker
+CANCEL_TRIES = 3
 
 
 @handles(TaskCancelAction, atomic=False)
 def cancel(action: TaskCancelAction) -> CancelledTask:
     """A row first, then a hint: a task that waits is cancelled here, one that runs by its worker."""
     task = _task(action.task_id)
-    with transaction.atomic():
-        unstarted = Task.cancel_unstarted(task.pk, action.by)
+    for _ in range(CANCEL_TRIES):
+        with transaction.atomic():
+            unstarted = Task.cancel_unstarted(task.pk, action.by)
+            if unstarted:
+                follow_up(task)
         if unstarted:
-            enqueue_callback(task)
-    if unstarted:
-        return CancelledTask(task_id=task.pk, status=Task.Status.CANCELLED)
-    if not action.only_if_queued and Task.ask_to_cancel(task.pk, action.by):
-        _tell_cancelling(task)  # first: once the run has ended, the log takes it no more
-        cancellation.hint(task.pk)
-        return CancelledTask(task_id=task.pk, status=Task.Status.CANCELLING)
-    task.refresh_from_db(fields=["status"])
+            return CancelledTask(task_id=task.pk, status=Task.Status.CANCELLED)
+        if not action.only_if_queued and Task.ask_to_cancel(task.pk, action.by):
+            transaction.on_commit(functools.partial(_stop, task))
+            return CancelledTask(task_id=task.pk, status=Task.Status.CANCELLING)
+        task.refresh_from_db(fields=["status"])
+        if task.status not in CLAIMABLE:
+            break
+        # Between the two its worker has given it back: it waits again.
     raise CannotCancel(task.status)
 
 
-def _tell_cancelling(task: Task) -> None:
-    if task.callback is None:
-        return  # nobody follows it: it is itself the callback of another
-    data = StatusUpdate(status=Task.Status.CANCELLING, details={})
-    try:
-        event = TaskStatusUpdate(**envelope_of(task), data=data)
-        aio.run(asyncio.wait_for(append(event), TELLING_SECONDS))
-    except (redis.RedisError, OSError, TimeoutError):
-        logger.warning("task %s: its session does not hear of the cancel: Valkey is away", task.pk)
+def _stop(task: Task) -> None:
+    # First: once the run has ended, the log takes it no more.
+    tell_status(task, Task.Status.CANCELLING, {})
+    cancellation.hint(task.pk)
 
 
 @handles(TaskRetryAction)
@@ -68,12 +61,15 @@ def retry(action: TaskRetryAction) -> RetriedTask:
     if not task.is_final:
         raise CannotRetry(task.status)
 
+    waits = Task.line_up(task.serial_key) if task.serial_key else []
     again = enqueue(
         build(task.action, task.payload),
         priority=Priority(task.priority),
         callback=functools.partial(_callback, task) if task.callback is not None else None,
         agent_id=task.agent_id,
         session_id=task.session_id,
+        serial_key=task.serial_key,
+        behind=bool(waits),
         parent=task,
         retry_of=task,
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import redis
 
-from core.events.log import append_patiently
+from core.events.log import Growth, append_patiently
 from execution.events import (
     AgentExecutionStarted,
     AgentResponseToken,
@@ -52,12 +52,16 @@ class AnswerStream:
 
     The first token goes at once; then at most one frame every 20 ms, and never two publishes in
     flight: under load the frames grow by themselves and nothing queues up.
+
+    It keeps the whole answer: a Valkey that has lost its data gets it once more.
     """
 
     def __init__(self, run: RunIdentity) -> None:
         self._run = run
-        self._pending: list[str] = []
-        self._offset = 0
+        self._pieces: list[str] = []
+        self._sent = 0  # of the pieces
+        self._offset = 0  # in code points, as clients count
+        self._bytes = 0
         self._wake = asyncio.Event()
         self._closed = False
         self._complete = False
@@ -77,7 +81,7 @@ class AnswerStream:
         await self._pump
 
     def add(self, text: str) -> None:
-        self._pending.append(text)
+        self._pieces.append(text)
         self._wake.set()
 
     def complete(self) -> None:
@@ -88,18 +92,18 @@ class AnswerStream:
         started = RunStarted(
             agent_id=self._run.agent_id, version=self._run.version, attempt=self._run.attempt
         )
-        await self._publish(AgentExecutionStarted(**self._run.envelope(), data=started))
+        await self._publish(AgentExecutionStarted(**self._run.envelope(), data=started), "")
         loop = asyncio.get_running_loop()
         while True:
             await self._wake.wait()
             self._wake.clear()
             last = self._closed
             begun = loop.time()
-            if self._pending or (last and self._complete):
-                token = "".join(self._pending)
-                self._pending.clear()
+            if self._sent < len(self._pieces) or (last and self._complete):
+                token = "".join(self._pieces[self._sent :])
+                self._sent = len(self._pieces)
                 data = ResponseToken(token=token, offset=self._offset, is_final=last and self._complete)
-                await self._publish(AgentResponseToken(**self._run.envelope(), data=data))
+                await self._publish(AgentResponseToken(**self._run.envelope(), data=data), token)
                 self._offset += len(token)
             if last:
                 return
@@ -107,11 +111,14 @@ class AnswerStream:
                 # Tokens that come meanwhile make the next frame.
                 await asyncio.sleep(begun + FRAME_SECONDS - loop.time())
 
-    async def _publish(self, event: RunEvent) -> None:
+    async def _publish(self, event: RunEvent, token: str) -> None:
         """In order and without a hole, while Valkey is away for a moment."""
+        piece, sent = token.encode(), self._sent
+        growth = Growth(self._bytes, piece, lambda: "".join(self._pieces[:sent]).encode())
         try:
-            seq = await append_patiently(event, self._run.attempt, floor=self.last_seq)
+            seq = await append_patiently(event, self._run.attempt, floor=self.last_seq, growth=growth)
         except (redis.RedisError, OSError) as error:
             logger.warning("task %s: a frame was lost: %s", self._run.task_id, error)
         else:
             self.last_seq = seq or self.last_seq
+        self._bytes += len(piece)

@@ -59,6 +59,7 @@ class ChatMessageSent(Result):
     queue: str
     estimated_time: float
     websocket_url: str
+    events_url: str
     resume_token: str | None = None
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
 
 import redis
 from asgiref.sync import sync_to_async
 from autobahn.exception import Disconnected
+from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.conf import settings
 from django.db import OperationalError, close_old_connections
@@ -29,22 +32,29 @@ from core.errors import (
     NoobleError,
     NotFound,
     PermissionRefused,
+    RateLimited,
+    ServiceUnavailable,
     TenantNotFound,
     ValidationFailed,
 )
 from core.events import log
-from core.events.base import control, with_seq
+from core.events.base import control
 from core.events.groups import session_name, tenant_name
 from core.ids import is_session_id, is_slug
 from core.selectors import tenant_is_known, tenant_limits
 from core.tenancy import tenant_scope
-from orchestrator import sockets
 from orchestrator.access import Resume, origin_is_sound
 from orchestrator.actions import ChatCancelTaskAction, ChatGetStatusAction, ChatSendMessageAction
+from orchestrator.errors import TooManyConnections
+from orchestrator.snapshots import snapshot
+from orchestrator.sockets.census import census
+from orchestrator.sockets.forwarding import Forwarding
+from orchestrator.sockets.inbox import MAX_FRAME, Frame, Inbox
+from orchestrator.sockets.keeper import GOING_AWAY, RECONNECT, keeper
+from orchestrator.sockets.link import EXTENSION, Link
 
 logger = logging.getLogger(__name__)
 
-MAX_FRAME = 64 * 1024  # bytes
 PROTOCOL = "nooble.v1"
 RESUME_PREFIX = "nooble.resume."
 
@@ -63,6 +73,9 @@ HANDLERS = {
     "websocket.disconnect": "websocket_disconnect",
 }
 
+ADMIT_SECONDS = 3.0  # Valkey that is frozen must not hold up a connect
+TOO_MANY = 4429  # connections, or frames
+
 # A service that is away, at connect: come back later.
 AWAY = (OperationalError, redis.RedisError, OSError)
 
@@ -79,22 +92,31 @@ class Refused(Exception):
 class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     """`WS /ws/{tenant_id}/{session_id}`: everything that happens in a session, in order, once."""
 
-    next_ping = 0.0
-    refused = False
+    is_accepted = False
+    is_counted = False
+    has_ended = False
+    forwarding: Forwarding | None = None
     groups: list[str]
+    language: str
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """However it ends, the socket is not counted and not told any more."""
         self.groups = []
+        self.link: Link = scope.get("extensions", {}).get(EXTENSION) or Link()
+        self.inbox = Inbox(self.link, self._answer)
         try:
             await super().__call__(scope, receive, send)
         except AWAY as error:
+            if self.is_accepted:
+                raise
             # Before `connect`: there is not even a channel to be told by.
             await send({"type": "websocket.accept", "subprotocol": _picked(scope)})
             await send({"type": "websocket.send", "text": control("error", named(error).as_dict())})
             await send({"type": "websocket.close", "code": 1013})
         finally:
-            sockets.closed(self)
+            self._forget()
+            if self.forwarding is not None:
+                await self.forwarding.stop()
             for group in self.groups:
                 with suppress(*AWAY):
                     await self.channel_layer.group_discard(group, self.channel_name)
@@ -118,18 +140,14 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             await self.close()  # before the handshake: HTTP 403
             return
         self.language = _language(headers)
-        self.cursor = 0
-        try:
-            resume, after = await self._admit()
-        except Refused as refused:
-            await self.accept(_picked(self.scope))
-            await self._refuse(refused.code, refused.error)
-            return
         await self.accept(_picked(self.scope))
+        self.is_accepted = True
         try:
-            await self._join(resume, after)
+            await self._join(*await self._admit())
+        except Refused as refused:
+            await self.refuse(refused.code, refused.error)
         except AWAY as error:
-            await self._refuse(1013, named(error))
+            await self.refuse(1013, named(error))
 
     async def _admit(self) -> tuple[Resume | None, int | None]:
         """The token and the cursor that the client came with. Raises Refused."""
@@ -150,27 +168,47 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
                 await self._in_thread(tenant_limits, self.tenant_id)
         except TenantNotFound as error:
             raise Refused(4404, error) from None
-        except AWAY as error:
-            raise Refused(1013, named(error)) from None
         return resume, after
 
     async def _join(self, resume: Resume | None, after: int | None) -> None:
-        """Join first, then read the tail: what comes between is in both, and the cursor drops it."""
+        """Join first, then read the tail: what comes between is in both, and the cursor drops it.
+
+        Raises Refused.
+        """
+        if keeper().is_leaving:
+            await self.end(GOING_AWAY, RECONNECT)
+            return
         self.name = session_name(self.tenant_id, self.session_id)
-        self.groups = [self.name, tenant_name(self.tenant_id)]
-        for group in self.groups:
-            await self.channel_layer.group_add(group, self.channel_name)
-        last_seq = await log.last_seq(self.name)
+        last_seq = await self._enter()
         if last_seq is None:
             last_seq = await self._in_thread(self._revived)
         resume = resume or Resume(self.tenant_id, self.session_id, from_seq=last_seq)
         data = {"session_id": self.session_id, "last_seq": last_seq, "resume_token": resume.token()}
         await self.send(text_data=control("connection_established", data))
-        sockets.opened(self)
-        self.cursor = last_seq
-        if after is not None:
-            self.cursor = min(max(after, resume.from_seq), last_seq)
-            await self._catch_up()
+        cursor = last_seq if after is None else max(after, resume.from_seq)
+        how_it_stands = partial(snapshot, self.tenant_id, self.session_id, resume.from_seq)
+        self.forwarding = Forwarding(self.name, cursor, self.link, self._send_text, how_it_stands)
+        if cursor != last_seq:
+            self.forwarding.wake()
+        keeper().opened(self)
+
+    async def _enter(self) -> int | None:
+        """Join the groups and be counted; gives the log's tail. Raises Refused."""
+        room = not census().is_full
+        last_seq = None
+        if room:
+            self.groups = [self.name, tenant_name(self.tenant_id)]
+            for group in self.groups:
+                await self.channel_layer.group_add(group, self.channel_name)
+            try:
+                room, last_seq = await asyncio.wait_for(census().admit(self.name), ADMIT_SECONDS)
+            except TimeoutError:
+                raise Refused(1013, ServiceUnavailable()) from None
+        if not room:
+            limit = settings.MAX_WEBSOCKET_CONNECTIONS
+            raise Refused(TOO_MANY, TooManyConnections(details={"limit": limit}))
+        self.is_counted = True
+        return last_seq
 
     def _revived(self) -> int:
         """The tail of a log that is not there: a new session's is 0, a lost one goes on far above."""
@@ -178,53 +216,73 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             floor = session_seq(self.session_id)
         return 0 if floor is None else log.revive(self.name, floor)
 
-    async def _refuse(self, code: int, error: NoobleError) -> None:
-        self.refused = True
+    async def refuse(self, code: int, error: NoobleError) -> None:
         with translation.override(self.language):
-            await self.send(text_data=control("error", error.as_dict()))
-        await self.close(code)
+            await self.end(code, control("error", error.as_dict()))
+
+    async def end(self, code: int, text: str) -> None:
+        """Say a last thing and close; what comes in from now on is not heard any more."""
+        if self.has_ended:
+            return
+        self.has_ended = True
+        self._forget()
+        await self.send(text_data=text)
+        with suppress(Disconnected):
+            await self.close(code)
+
+    def _forget(self) -> None:
+        """Nobody looks after this socket any more, and it counts no more."""
+        self.inbox.drop()
+        keeper().closed(self)
+        if self.is_counted:
+            self.is_counted = False
+            census().release()
+
+    async def websocket_disconnect(self, message: dict[str, Any]) -> None:
+        """What the client said before it left is still done."""
+        keeper().closed(self)
+        await self.inbox.finish()
+        raise StopConsumer()
 
     # From the session to the client.
 
     async def session_event(self, message: dict[str, Any]) -> None:
         """Forward the next event; fill a gap from the log; drop a repeat."""
-        if message["tenant_id"] != self.tenant_id:
+        if message["tenant_id"] != self.tenant_id or self.forwarding is None or self.has_ended:
             return
-        seq = message["seq"]
-        if seq is None:
-            await self.send(text_data=message["text"])
-        elif message["session_id"] != self.session_id or seq <= self.cursor:
-            return
-        elif seq == self.cursor + 1:
-            self.cursor = seq
-            await self.send(text_data=message["text"])
-        else:
-            await self._catch_up()
+        if message["seq"] is not None:
+            if message["session_id"] == self.session_id:
+                await self.forwarding.hear(message["seq"], message["text"])
+        elif not self.link.full:
+            # In no log: for those who can hear it now.
+            await self._send_text(message["text"])
 
-    async def _catch_up(self) -> None:
-        """Send everything that the log holds after the cursor."""
-        while events := await log.read(self.name, self.cursor):
-            for seq, body in events:
-                self.cursor = seq
-                await self.send(text_data=with_seq(body, seq))
+    async def _send_text(self, text: str) -> None:
+        await self.send(text_data=text)
 
     # From the client to the platform.
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        self.link.heard()
+        if self.has_ended:
+            self.link.took()  # what was already on the way when we said no
+        elif not self.inbox.put(text_data):
+            self.link.took()
+            await self.refuse(TOO_MANY, RateLimited())
+
+    async def _answer(self, frame: Frame) -> None:
         """One frame, one answer; only frames that are no text of ours end the socket."""
-        if self.refused:
-            return  # what was already on the way when we said no
-        if text_data is None:
-            await self._refuse(4400, MalformedRequest("Binary frames are not spoken here."))
+        if frame.is_binary:
+            await self.refuse(4400, MalformedRequest("Binary frames are not spoken here."))
             return
-        if len(text_data) > MAX_FRAME or len(text_data.encode("utf-8", "surrogatepass")) > MAX_FRAME:
-            await self._refuse(4413, BodyTooLarge(details={"limit": MAX_FRAME}))
+        if frame.is_too_large:
+            await self.refuse(4413, BodyTooLarge(details={"limit": MAX_FRAME}))
             return
         try:
-            frame = parse_json(text_data)
-            if not isinstance(frame, dict):
+            fields = parse_json(frame.text)
+            if not isinstance(fields, dict):
                 raise MalformedRequest(details={"reason": "a frame is a JSON object"})
-            verb = frame.pop("action", None)
+            verb = fields.pop("action", None)
             if verb == "ping":
                 await self.send(text_data=control("pong"))
                 return
@@ -234,7 +292,7 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             with translation.override(self.language):
                 await self.send(text_data=control("error", named(error).as_dict()))
             return
-        result = await self._in_thread(self._act, ACTIONS[verb], frame)
+        result = await self._in_thread(self._act, ACTIONS[verb], fields)
         await self.send(text_data=control("action_result", result.model_dump(mode="json")))
 
     def _act(self, shape: type[Action[Any]], fields: dict[str, Any]) -> ActionResult:

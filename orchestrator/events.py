@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from core.events.base import Event, EventData, Service
-from core.events.tasks import TaskStatusUpdate
+from core.events.tasks import StatusUpdate, TaskStatusUpdate, envelope_of
+from core.models import Task
+from execution.events import AgentExecutionCompleted, AgentExecutionFailed, RunCompleted, RunFailed
 
 
 class OrchestratorEvent(Event):
@@ -43,3 +45,37 @@ class Broadcast(OrchestratorEvent):
     """Whatever a service or an admin wants a tenant's sockets to hear."""
 
     data: dict[str, Any]
+
+
+_NOTHING: dict[str, Any] = {
+    "text": "",
+    "usage": {"prompt_tokens": 0, "completion_tokens": 0, "cached_tokens": 0, "accuracy": "unknown"},
+    "tool_calls": [],
+    "citations": [],
+}
+
+
+def ending_of(task: Task) -> list[Event]:
+    """The events that end the turn of a settled task: the run's, where there was one, and the task's."""
+    envelope = envelope_of(task)
+    error: dict[str, Any] = task.error or {}
+    result: dict[str, Any] = task.result or {}
+    if task.status == Task.Status.FAILED:
+        failure = {"error": error["message"], "error_type": error["type"]}
+        return [
+            AgentExecutionFailed(**envelope, data=RunFailed(**failure)),
+            TaskFailed(**envelope, data=Failure(**failure)),
+        ]
+    if task.status == Task.Status.COMPLETED:
+        return [
+            AgentExecutionCompleted(**envelope, data=RunCompleted(**result)),
+            TaskCompleted(**envelope, data=result),
+        ]
+    at = task.cancelled_at.isoformat() if task.cancelled_at else None
+    details = {"cancelled_at": at, "cancelled_by": task.cancelled_by}
+    last = TaskWasCancelled(**envelope, data=StatusUpdate(status=Task.Status.CANCELLED, details=details))
+    if task.started_at is None:
+        return [last]
+    # Between two attempts a run has nothing to show: the first one's text was forgotten.
+    completed = RunCompleted(**{**_NOTHING, **result, "finish_reason": "cancelled"})
+    return [AgentExecutionCompleted(**envelope, data=completed), last]

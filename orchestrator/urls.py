@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from orchestrator.views import chat, health, pages, sessions
+from orchestrator.views import chat, health, pages, sessions, stream
 
 urlpatterns = [
     path("", pages.FrontPageView.as_view()),
@@ -11,6 +11,7 @@ urlpatterns = [
     path("api/v1/chat/message", chat.SendMessageView.as_view()),
     path("api/v1/chat/status/<str:task_id>", chat.StatusView.as_view()),
     path("api/v1/chat/cancel/<str:task_id>", chat.CancelView.as_view()),
+    path("api/v1/chat/stream/<str:task_id>", stream.TaskStreamView.as_view()),
     path("api/chat/send", chat.SendMessageAliasView.as_view()),
     path("api/chat/status", chat.StatusAliasView.as_view()),
     path("api/chat/cancel", chat.CancelAliasView.as_view()),

@@ -483,6 +483,109 @@ def test_a_snapshot_replaces_the_history_and_the_answer_goes_on(platform: Platfo
     assert answers(page)[0] == "Answered."
 
 
+def test_an_attempt_that_is_given_up_is_forgotten(platform: Platform, page: Page) -> None:
+    sockets: list[WebSocketRoute] = []
+    page.route_web_socket("**/ws/**", lambda ws: sockets.append(ws))
+    page.goto(platform.agent("long"))
+    say(page, "Hello")
+    until(page, "localStorage.length > 0")
+    wait_for(page, "waiting")
+    ws = sockets[0]
+    task_id = platform.messages(kept(page)["id"])[0]["task_id"]
+    ws.send(hello(0))
+    ws.send(event(1, "agent_execution_started", task_id, attempt=1))
+    ws.send(event(2, "agent_response_token", task_id, token="wrong", offset=0, is_final=False))
+    expect(page.locator(".answer")).to_have_text("wrong")
+    ws.send(event(3, "task_status_update", task_id, status="queued", details={"attempt": 2}))
+    expect(page.locator(".answer")).to_have_text("")
+    wait_for(page, "waiting")
+    ws.send(event(4, "agent_execution_started", task_id, attempt=2))
+    ws.send(event(5, "agent_response_token", task_id, token="right", offset=0, is_final=False))
+    expect(page.locator(".answer")).to_have_text("right")
+
+
+@pytest.mark.parametrize("code", [None, 1012, 1013, 4408, 4409, 4429])
+def test_a_page_that_is_sent_away_comes_back_to_where_it_was(
+    platform: Platform, page: Page, code: int | None
+) -> None:
+    """`reconnect` alone, or a close code: the page comes back after its cursor, and says nothing of it."""
+    sockets: list[WebSocketRoute] = []
+    page.route_web_socket("**/ws/**", lambda ws: sockets.append(ws))
+    page.goto(platform.agent("long"))
+    say(page, "Hello")
+    until(page, "localStorage.length > 0")
+    wait_for(page, "waiting")
+    task_id = platform.messages(kept(page)["id"])[0]["task_id"]
+    sockets[0].send(hello(0))
+    sockets[0].send(event(1, "agent_execution_started", task_id, attempt=1))
+    sockets[0].send(event(2, "agent_response_token", task_id, token="one", offset=0, is_final=False))
+    expect(page.locator(".answer")).to_have_text("one")
+    if code is None:
+        sockets[0].send(json.dumps({"event": "reconnect"}))
+    else:
+        error = {"type": "Anything", "message": "nothing to read", "details": {}}
+        sockets[0].send(json.dumps({"event": "error", "data": error}))
+        sockets[0].close(code=code)
+    deadline = time.monotonic() + 20
+    while len(sockets) == 1:
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(20)
+    assert sockets[1].url.endswith("?after=2")
+    sockets[1].send(hello(3))
+    sockets[1].send(event(3, "agent_response_token", task_id, token=" two", offset=3, is_final=False))
+    expect(page.locator(".answer")).to_have_text("one two")
+    expect(page.locator("#connection")).to_be_hidden()
+    assert "nothing to read" not in page.locator("body").inner_text()
+
+
+def test_a_snapshot_keeps_what_is_older_than_it(platform: Platform, page: Page) -> None:
+    sockets: list[WebSocketRoute] = []
+    page.goto(platform.agent("echo"))
+    say(page, "Old")
+    wait_for(page, "done")
+    page.route_web_socket("**/ws/**", lambda ws: sockets.append(ws))
+    page.reload()
+    until(page, "document.querySelectorAll('.turn').length === 1")
+    deadline = time.monotonic() + 20
+    while not sockets:
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(20)
+    messages = [
+        {"id": 8, "role": "user", "text": "New", "task_id": "b", "finish_reason": ""},
+        {"id": 9, "role": "assistant", "text": "Answered.", "task_id": "b", "finish_reason": "stop"},
+    ]
+    data = {"messages": messages, "running": None, "last_seq": 900}
+    sockets[0].send(hello(900))
+    sockets[0].send(json.dumps({"event": "snapshot", "data": data}))
+    until(page, "document.querySelectorAll('.turn').length === 2")
+    assert questions(page) == ["Old", "New"]
+    assert answers(page) == ["Old", "Answered."]
+
+
+def test_a_message_to_a_busy_session_is_not_sent_and_the_session_goes_on(
+    platform: Platform, page: Page
+) -> None:
+    page.goto(platform.agent("echo"))
+    say(page, "First")
+    wait_for(page, "done")
+    before = kept(page)
+    error = {"type": "SessionBusy", "message": "The session is busy.", "details": {}}
+
+    def refuse(route: Route) -> None:
+        route.fulfill(status=409, json={"success": False, "error": error})
+
+    page.route("**/chat/message", refuse)
+    say(page, "Second")
+    wait_for(page, "unsent")
+    expect(page.locator(f"{LAST} .note")).to_contain_text("The session is busy.")
+    assert kept(page)["id"] == before["id"]
+    page.unroute("**/chat/message")
+    page.locator(LAST).get_by_role("button", name="Try again").click()
+    wait_for(page, "done")
+    assert questions(page) == ["First", "Second"]
+    assert kept(page)["id"] == before["id"]
+
+
 def test_a_reader_who_scrolls_up_is_left_in_peace(
     platform: Platform, new_context: Callable[..., BrowserContext]
 ) -> None:

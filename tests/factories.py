@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import secrets
 import uuid
 from typing import Any
+
+from django.db.models.functions import Now
 
 from agents.actions import AgentCreateAction
 from agents.models import Agent
@@ -50,6 +53,18 @@ def make_task(tenant: Tenant, **fields: Any) -> Task:
     }
     task: Task = Task.unscoped.create(tenant=tenant, **{**defaults, **fields})
     return task
+
+
+def claim(task: Task) -> Task:
+    """The task as a worker has it now, for a minute."""
+    claimed = Task.claim(task.pk, task.tenant_id, 60)
+    assert claimed is not None
+    return claimed
+
+
+def lose_worker(task: Task) -> None:
+    """The task's worker has not renewed its lease for too long."""
+    Task.unscoped.filter(pk=task.pk).update(lease_until=Now() - datetime.timedelta(seconds=0.001))
 
 
 def make_agent(tenant: Tenant, *, slug: str | None = None, draft: bool = False, **config: Any) -> Agent:

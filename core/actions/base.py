@@ -69,8 +69,10 @@ class ActionResult(BaseModel):
 class Settlement:
     """How a worker's run ended, before it is written.
 
+    `status` is completed, failed, or queued: this attempt ends without a result, another one follows.
     `write` runs inside the settling transaction, after its compare-and-set has won, and is told
-    the final status. `announce` runs after the commit, before the callback is published.
+    the status that came of it. `announce` runs after the commit, before the callback is published,
+    if the task has ended. `reason` is why another attempt follows, as the session is told.
     """
 
     status: str
@@ -78,3 +80,4 @@ class Settlement:
     error: dict[str, Any] | None = None
     write: Callable[[str], None] = lambda status: None
     announce: Callable[[str], None] = lambda status: None
+    reason: str = "handed_over"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import logging
 import time
@@ -11,6 +12,7 @@ from contextlib import nullcontext
 from typing import Any, TypeVar
 
 from django.db import DatabaseError, OperationalError, transaction
+from django.db.models.functions import Now
 from kombu.exceptions import OperationalError as BrokerError
 
 from core.actions.base import Action, ActionError, ActionResult, Result
@@ -24,6 +26,9 @@ from core.tenancy import current_tenant_id
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=Result | None)
+
+# So long a published task may wait for a worker before the sweeper asks the broker for its message.
+UNCLAIMED = datetime.timedelta(seconds=3)
 
 
 def execute(action: Action[R]) -> R:
@@ -75,13 +80,20 @@ def enqueue(
     callback: Callable[[uuid.UUID], Action[Any]] | None = None,
     agent_id: uuid.UUID | None = None,
     session_id: str = "",
+    serial_key: str = "",
+    behind: bool = False,
     parent: Task | None = None,
     retry_of: Task | None = None,
 ) -> Task:
     """Write the action as a task of the current tenant; it is published after the commit.
 
     `callback`, made from the task's id, is kept with it and enqueued in the transaction that settles it.
-    `priority` counts inside the tenant only. `parent` gives the task its root.
+    `priority` counts inside the tenant only. `parent` gives the task its root. Tasks of one
+    `serial_key` run one at a time, in the order in which they were enqueued: unless nobody else can
+    know the key yet, call `Task.line_up` first, in the same transaction, and say whether there are
+    open tasks that this one waits `behind`.
+
+    Killed after the commit: the sweeper publishes the task.
     """
     if action.queue is None:
         raise TypeError(f"{action.verb} has no queue")
@@ -101,10 +113,31 @@ def enqueue(
         priority=priority,
         agent_id=agent_id,
         session_id=session_id,
+        serial_key=serial_key,
+        due_at=Now() + UNCLAIMED,
         retry_of=retry_of,
     )
-    transaction.on_commit(functools.partial(publish_task, task))
+    if behind:
+        transaction.on_commit(functools.partial(publish_next, serial_key))
+    else:
+        transaction.on_commit(functools.partial(publish_task, task))
     return task
+
+
+def publish_next(serial_key: str) -> None:
+    """Publish the first task of the key, if it still waits for that; call it when one has ended.
+
+    After the commit: whoever lines up behind a task either sees it ended, or is seen here.
+    """
+    if not serial_key:
+        return
+    try:
+        first = Task.open_of(serial_key).first()
+    except DatabaseError as error:
+        logger.warning("%s: its next task is published later: %s", serial_key, error)
+        return
+    if first is not None and first.status == Task.Status.PENDING:
+        publish_task(first)
 
 
 def publish_task(task: Task) -> None:

@@ -12,7 +12,10 @@ from typing import Any, TypeVar
 
 from django.utils.module_loading import autodiscover_modules
 
-from core.actions.base import Action
+from core.actions.base import Action, Settlement
+
+
+Abandoned = Callable[[Any, Any], Settlement]  # (action, task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +23,15 @@ class Handler:
     """`atomic` handlers run inside a transaction; the others open their own.
 
     `by_worker` handlers take `(action, task)` and return a Settlement: only a worker can run them.
+    `abandoned` says what is left of an attempt whose worker died: the `result` and `write` of its
+    settlement are used, the status is the sweeper's.
     """
 
     action: type[Action[Any]]
     function: Callable[..., Any]
     atomic: bool
     by_worker: bool
+    abandoned: Abandoned | None = None
 
 
 _handlers: dict[str, Handler] = {}
@@ -39,17 +45,19 @@ def handles(action: type[Action[Any]], *, atomic: bool = True) -> Callable[[F], 
     return _register(action, atomic=atomic, by_worker=False)
 
 
-def works(action: type[Action[Any]]) -> Callable[[F], F]:
+def works(action: type[Action[Any]], *, abandoned: Abandoned) -> Callable[[F], F]:
     """Like `handles`, for work that only a worker does: `(action, task) -> Settlement`, no transaction."""
-    return _register(action, atomic=False, by_worker=True)
+    return _register(action, atomic=False, by_worker=True, abandoned=abandoned)
 
 
-def _register(action: type[Action[Any]], *, atomic: bool, by_worker: bool) -> Callable[[F], F]:
+def _register(
+    action: type[Action[Any]], *, atomic: bool, by_worker: bool, **options: Any
+) -> Callable[[F], F]:
     def register(function: F) -> F:
         known = _handlers.get(action.verb)
         if known is not None:
             raise RuntimeError(f"{action.verb} has two handlers: {known.function} and {function}")
-        _handlers[action.verb] = Handler(action, function, atomic, by_worker)
+        _handlers[action.verb] = Handler(action, function, atomic, by_worker, **options)
         return function
 
     return register

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
 from typing import Any, Literal, Union, get_args, get_origin
 
 from django import forms
@@ -52,18 +53,40 @@ class LinesField(forms.CharField):
 def fields_of(
     shape: type[BaseModel], prefix: str, words: dict[str, tuple[Any, Any]]
 ) -> dict[str, forms.Field]:
-    """A form field for each of the shape's, named `prefix` + its name; `words` are (label, help)."""
-    return {
-        prefix + name: _field(info, *words.get(name, (name.replace("_", " "), "")))
-        for name, info in shape.model_fields.items()
-    }
+    """A form field for each of the shape's, named `prefix` + its name; `words` are (label, help).
+
+    A shape inside the shape gives its own fields, with its name before theirs (`fallback_model`).
+    """
+    fields = {}
+    for name, path, info in _leaves(shape):
+        words_here = words.get(name, (name.replace("_", " "), ""))
+        fields[prefix + name] = _field(info, *words_here, inner=len(path) > 1)
+    return fields
 
 
-def _field(info: FieldInfo, label: Any, help_text: Any) -> forms.Field:
-    kind, optional = info.annotation, False
+def _leaves(shape: type[BaseModel]) -> Iterator[tuple[str, tuple[str, ...], FieldInfo]]:
+    """The shape's fields and those of the optional shapes in it: name in the form, path, info."""
+    for name, info in shape.model_fields.items():
+        kind, optional = _kind(info)
+        if optional and isinstance(kind, type) and issubclass(kind, BaseModel):
+            for inner, inner_info in kind.model_fields.items():
+                yield f"{name}_{inner}", (name, inner), inner_info
+        else:
+            yield name, (name,), info
+
+
+def _kind(info: FieldInfo) -> tuple[Any, bool]:
+    """A field's type, and whether it may be None."""
+    kind: Any = info.annotation
     if get_origin(kind) in (Union, types.UnionType):
         # Of `int | None` the first is the type; the second says that it may stay empty.
-        kind, optional = get_args(kind)[0], True
+        return get_args(kind)[0], True
+    return kind, False
+
+
+def _field(info: FieldInfo, label: Any, help_text: Any, *, inner: bool) -> forms.Field:
+    kind, optional = _kind(info)
+    optional = optional or inner  # of a shape inside the shape all may stay empty
     default = None if info.default is PydanticUndefined else info.default
     common: dict[str, Any] = {
         "label": capfirst(label),
@@ -72,7 +95,8 @@ def _field(info: FieldInfo, label: Any, help_text: Any) -> forms.Field:
         "required": not optional and default != "",
     }
     if get_origin(kind) is Literal:
-        choices = [(value, value) for value in get_args(kind)]
+        choices = [("", "-")] if optional else []
+        choices += [(value, value) for value in get_args(kind)]
         return forms.ChoiceField(choices=choices, widget=UnfoldAdminSelectWidget, **common)
     if kind is bool:
         return forms.BooleanField(widget=UnfoldBooleanSwitchWidget, **{**common, "required": False})
@@ -92,17 +116,32 @@ def _field(info: FieldInfo, label: Any, help_text: Any) -> forms.Field:
 
 
 def initial_of(value: BaseModel, prefix: str) -> dict[str, Any]:
-    return {prefix + name: getattr(value, name) for name in type(value).model_fields}
+    initial = {}
+    for name, path, _info in _leaves(type(value)):
+        part: Any = value
+        for step in path:
+            part = getattr(part, step, None)  # what is inside None is None
+        initial[prefix + name] = part
+    return initial
 
 
 def value_of(form: forms.BaseForm, shape: type[BaseModel], prefix: str) -> BaseModel | None:
     """The shape that the form's fields spell; None, and errors at the fields, when they do not fit it."""
-    values = {name: form.cleaned_data.get(prefix + name) for name in shape.model_fields}
-    if any(prefix + name in form.errors for name in shape.model_fields):
+    leaves = list(_leaves(shape))
+    if any(prefix + name in form.errors for name, _path, _info in leaves):
         return None
+    values: dict[str, Any] = {}
+    for name, path, _info in leaves:
+        value = form.cleaned_data.get(prefix + name)
+        if len(path) > 1 and value not in (None, ""):
+            values.setdefault(path[0], {})[path[1]] = value
+        elif len(path) == 1 and value is not None:
+            values[name] = value
     try:
-        return shape(**{name: value for name, value in values.items() if value is not None})
+        return shape(**values)
     except ValidationError as error:
+        names = {path: name for name, path, _info in leaves}
         for problem in error.errors():
-            form.add_error(f"{prefix}{problem['loc'][0]}", problem["msg"])
+            path = tuple(map(str, problem["loc"]))
+            form.add_error(prefix + names.get(path[:2], path[0]), problem["msg"])
         return None

@@ -22,7 +22,7 @@ from core.actions.tasks import TaskCancelAction, TaskRetryAction
 from core.admin.console import LookOnly, Verb, VerbAdmin, display, duration, link, moment, pretty
 from core.ids import parse_uuid
 from core.models import Task
-from core.models.task import TaskStatus
+from core.models.task import CLAIMABLE, RUNNING, TaskStatus
 from core.queues.names import DOMAINS
 
 COLOURS = {
@@ -95,7 +95,7 @@ class TaskAdmin(LookOnly, VerbAdmin):
             None,
             {
                 "fields": (
-                    ("status", "attempt"),
+                    ("status", "attempt", "crashes"),
                     ("action", "duration"),
                     ("tenant", "queue"),
                     ("session_shown", "agent_shown"),
@@ -104,7 +104,18 @@ class TaskAdmin(LookOnly, VerbAdmin):
                 )
             },
         ),
-        (_("Times"), {"fields": (("created", "started"), ("finished", "cancelled"), "cancelled_by")}),
+        (
+            _("Times"),
+            {
+                "fields": (
+                    ("created", "started"),
+                    ("finished", "cancelled"),
+                    "cancelled_by",
+                    ("lease", "run_deadline"),
+                    ("earliest", "serial_key"),
+                )
+            },
+        ),
         (_("Outcome"), {"fields": ("error_shown", "result_shown")}),
         (_("Work"), {"fields": ("payload_shown", "callback_shown")}),
     )
@@ -179,6 +190,19 @@ class TaskAdmin(LookOnly, VerbAdmin):
     @display(_("cancelled at"))
     def cancelled(self, task: Task) -> str:
         return moment(task.cancelled_at)
+
+    @display(_("lease until"))
+    def lease(self, task: Task) -> str:
+        """Until when its worker need not say that it lives; of a task that runs."""
+        return moment(task.lease_until if task.status in RUNNING else None)
+
+    @display(_("deadline"))
+    def run_deadline(self, task: Task) -> str:
+        return moment(task.deadline if task.status in RUNNING else None)
+
+    @display(_("not before"))
+    def earliest(self, task: Task) -> str:
+        return moment(task.not_before if task.status in CLAIMABLE else None)
 
     @display(_("session"))
     def session_shown(self, task: Task) -> Any:

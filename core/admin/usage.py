@@ -42,7 +42,8 @@ class UsageAdmin(LookOnly, Console):
         ("tenant", "created_at"),
         ("provider", "model", "accuracy"),
         tuple(TOKENS),
-        ("task_shown", "agent_shown"),
+        ("task_shown", "attempt", "call"),
+        "agent_shown",
         ("session_id", "end_user"),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any
 
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
@@ -34,6 +35,7 @@ _KNOWN: tuple[tuple[type[Exception], type[errors.NoobleError]], ...] = (
     (RedisError, errors.ServiceUnavailable),
     (ConnectionError, errors.ServiceUnavailable),
 )
+_AWAY = tuple(kind for kind, ours in _KNOWN if ours is errors.ServiceUnavailable)
 
 
 def named(error: Exception) -> errors.NoobleError:
@@ -88,5 +90,6 @@ def bad_request(request: HttpRequest, exception: Exception | None = None) -> Jso
 
 
 def server_error(request: HttpRequest) -> JsonResponse:
-    """Django's `handler500`."""
-    return _page(request, errors.InternalError())
+    """Django's `handler500`: of pages and the console. A service that is away is named here too."""
+    away = isinstance(sys.exception(), _AWAY)
+    return _page(request, errors.ServiceUnavailable() if away else errors.InternalError())

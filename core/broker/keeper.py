@@ -22,12 +22,12 @@ from django.db import DatabaseError, close_old_connections
 
 from core.broker.limits import Limits, are_told, tell_all
 from core.broker.scripts import ROOT, Scripts
+from core.leases import LEASE_SECONDS, RENEW_SECONDS
 from core.queues.names import DOMAINS
+from core.valkey import Client
 
 logger = logging.getLogger(__name__)
 
-LEASE_SECONDS = 15  # also of task rows: one constant for both
-RENEW_SECONDS = 5
 REPAIR_SECONDS = 5
 DUE_SECONDS = 0.5
 AGEING_MS = 30_000  # a message gains one priority word for each of these that it waits
@@ -36,10 +36,11 @@ DEAD_LETTERS = 10_000
 
 
 class Keeper:
-    """One a process. `client` is shared by all its threads."""
+    """One a process. Its clients are shared by all threads; `publishing` never waits long."""
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis.Redis, publishing: redis.Redis | None = None) -> None:
         self.client = client
+        self.publishing = publishing or client
         self.scripts = Scripts(client)
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._owner = os.getpid()
@@ -193,5 +194,6 @@ def keeper(url: str, max_connections: int) -> Keeper:
             pool = redis.BlockingConnectionPool.from_url(
                 url, max_connections=max_connections, timeout=5, socket_timeout=5, socket_connect_timeout=2
             )
-            _keeper, _owner = Keeper(redis.Redis(connection_pool=pool)), os.getpid()
+            publishing = Client.of(url, max_connections)
+            _keeper, _owner = Keeper(redis.Redis(connection_pool=pool), publishing), os.getpid()
         return _keeper

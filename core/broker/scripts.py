@@ -24,7 +24,7 @@ class Script(Protocol):
     sha: str
     script: Any
 
-    def __call__(self, *, args: list[Any]) -> Any: ...
+    def __call__(self, *, args: list[Any], client: redis.Redis | None = None) -> Any: ...
 
 
 class Scripts:
@@ -40,6 +40,8 @@ class Scripts:
         self.reap = _script(client, "reap")
         self.tidy = _script(client, "tidy")
         self.purge = _script(client, "purge")
+        self.absent = _script(client, "absent")
+        self.drop = _script(client, "drop")
 
 
 def _script(client: redis.Redis, name: str) -> Script:

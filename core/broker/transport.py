@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import datetime
 import json
+import logging
 import zlib
 from time import monotonic
 from typing import Any
@@ -24,6 +25,8 @@ from redis.exceptions import NoScriptError
 from core.broker.keeper import Keeper, keeper
 from core.broker.scripts import ROOT
 from core.queues.names import DOMAINS, QueueName
+
+logger = logging.getLogger(__name__)
 
 _RANKS = {"high": 0, "normal": 1, "low": 2}
 MIXED_TIMEOUT = 0.2  # seconds, where a worker consumes plain queues as well
@@ -107,7 +110,8 @@ class Channel(redis.Channel):
                 (properties.get("correlation_id") or "").replace("|", ""),
                 orjson.dumps(message),
                 _due_ms(message["headers"].get("eta")),
-            ]
+            ],
+            client=self.keeper.publishing,
         )
 
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> Any:
@@ -185,6 +189,7 @@ class Channel(redis.Channel):
         """The leased message as Celery wants it; one that is none goes to the dead letters."""
         payload = self._readable(leased[2])
         if payload is None:
+            logger.warning("%s: what no worker can read is a dead letter now", leased[0])
             self.keeper.settle(leased[1], "not a message that a worker can read")
             raise Empty()
         return payload

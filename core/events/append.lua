@@ -6,28 +6,39 @@
 --   a task closes its run at most once and itself at most once, and after its run has closed
 --   only the task's own closing may follow;
 --   an append that is tried again, because its answer was lost, is not done again;
---   hints leave in the order of seq, and none without its event in the log.
---
---   seq never goes back: a log that was lost begins far above all that may have been given.
+--   hints leave in the order of seq, and none without its event in the log;
+--   seq never goes back: a log that was lost, or came back without its end, goes on far above all
+--   that may have been given;
+--   the running answer is exactly what the log's events say of it: a piece that does not fit
+--   to what is kept is not appended.
 --
 -- KEYS: the log (stream, ids `seq-0`), the marks (hash: seq, and per task its attempt and closings),
---       the tasks that have closed (list, newest first)
+--       the tasks that have closed (list, newest first), the running answer (string: task, space,
+--       attempt, newline, text)
 -- ARGV: body, task id or "", attempt or "", closes ("", "run", "task"), event id, longest log,
 --       seconds to live, the group's pub/sub channel, tenant id, session id, floor: a seq that was
 --       given in this session, or "" to append only to a log that lives; gap: how far above the floor
---       a lost log begins; how many closed tasks are remembered
--- Returns the seq, or 0 when the event was refused.
-local log, marks, closed = KEYS[1], KEYS[2], KEYS[3]
+--       a lost log goes on; how many closed tasks are remembered; offset: how many bytes of the run's
+--       answer come before the piece (0 begins it anew), or "" for an event that has none; piece
+-- Returns the seq; 0 when the event was refused; -1 when the answer before the piece is not kept.
+local log, marks, closed, answer = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local body, task, attempt, closes, event = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
+local offset, piece = tonumber(ARGV[14]), ARGV[15]
+local head = task .. ' ' .. ARGV[3] .. '\n'
 
 local function seq_of(mark)
   if mark and string.sub(mark, 1, #event) == event then return tonumber(string.sub(mark, #event + 2)) end
 end
 
-if redis.call('HEXISTS', marks, 'seq') == 0 then
-  local floor = tonumber(ARGV[11])
+local floor, tail = tonumber(ARGV[11]), tonumber(redis.call('HGET', marks, 'seq'))
+if not tail then
   if not floor then return 0 end
+  local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+  if last then floor = math.max(floor, tonumber(string.match(last[1], '%d+'))) end
   redis.call('HSET', marks, 'seq', floor > 0 and floor + ARGV[12] or 0)
+elseif floor and floor > 1 and floor > tail then
+  -- A floor of 1 only says that the session is no new one.
+  redis.call('HSET', marks, 'seq', floor + ARGV[12])
 end
 if task ~= '' then
   local ended = redis.call('HGET', marks, 'task:' .. task)
@@ -40,10 +51,20 @@ if task ~= '' then
     if attempt < heard then return 0 end
     if attempt > heard then redis.call('HSET', marks, 'attempt:' .. task, attempt) end
   end
+  if offset and offset > 0
+    and (redis.call('STRLEN', answer) ~= #head + offset
+      or redis.call('GETRANGE', answer, 0, #head - 1) ~= head) then
+    return -1
+  end
 end
 
 local seq = redis.call('HINCRBY', marks, 'seq', 1)
 redis.call('XADD', log, 'MAXLEN', '~', ARGV[6], seq .. '-0', 'e', body)
+if offset == 0 then
+  redis.call('SET', answer, head .. piece)
+elseif offset then
+  redis.call('APPEND', answer, piece)
+end
 if closes == 'task' then
   -- Nothing of this task can follow: one mark is enough to say so, as long as anybody may ask.
   redis.call('HSET', marks, 'task:' .. task, event .. ' ' .. seq)
@@ -56,8 +77,12 @@ elseif task ~= '' then
   redis.call('HSET', marks, 'last:' .. task, event .. ' ' .. seq)
   if closes == 'run' then redis.call('HSET', marks, 'run:' .. task, '1') end
 end
+if closes ~= '' and redis.call('GETRANGE', answer, 0, #task) == task .. ' ' then
+  redis.call('DEL', answer)  -- else it is already the next run's
+end
 redis.call('EXPIRE', log, ARGV[7])
 redis.call('EXPIRE', marks, ARGV[7])
+redis.call('EXPIRE', answer, ARGV[7])
 -- As channels-redis would send it: msgpack, on the channel of the group.
 redis.call('PUBLISH', ARGV[8], cmsgpack.pack({
   type = 'session.event', tenant_id = ARGV[9], session_id = ARGV[10], seq = seq,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,8 +23,11 @@ SECONDS_TO_LIVE = 24 * 60 * 60
 GAP = 1_000_000  # more events than a session can have had since any seq that the database knows
 CLOSED_TASKS = 1_000  # of a session, remembered against a second end
 TRIES, RETRY_SECONDS = 60, 0.5
+NAMES_AT_ONCE = 500
 
-_script = (Path(__file__).parent / "append.lua").read_text()
+_FOLDER = Path(__file__).parent
+_script = (_FOLDER / "append.lua").read_text()
+_revive = (_FOLDER / "revive.lua").read_text()
 _sha = hashlib.sha1(_script.encode(), usedforsecurity=False).hexdigest()
 _appenders: WeakKeyDictionary[asyncio.AbstractEventLoop, _Appender] = WeakKeyDictionary()
 
@@ -34,11 +40,44 @@ def _marks(name: str) -> str:
     return f"nooble:marks:{{{name}}}"
 
 
-async def append(event: Event, attempt: int | None = None, *, floor: int | None = None) -> int | None:
+def _answer(name: str) -> str:
+    return f"nooble:answer:{{{name}}}"
+
+
+class Hole(Exception):
+    """The log has lost what came after a seq: trimmed, expired, or gone with Valkey's data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """What an event adds to the answer of its run, which the log keeps as it grows.
+
+    `offset` bytes of the answer come before `piece`; at 0 the answer begins anew. `whole` gives the answer
+    up to and with the piece: it is asked for when what came before has been lost.
+    """
+
+    offset: int
+    piece: bytes
+    whole: Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class RunningAnswer:
+    """The answer of a session's run up to now."""
+
+    task_id: uuid.UUID
+    attempt: int
+    text: str
+
+
+async def append(
+    event: Event, attempt: int | None = None, *, floor: int | None = None, growth: Growth | None = None
+) -> int | None:
     """Keep the event in its session's log, tell the session's open sockets, and return its seq.
 
     One script does both, so the hints of a session leave in the order of its log, whichever process
-    appends.
+    appends. It also lets the running answer grow by `growth`, which needs an `attempt`: at any moment
+    that answer is what the log's events say of it.
 
     `floor` is a seq that was given in this session, or 0 while nobody can have heard one: a log that
     was lost (after a day of silence, or with Valkey's data) goes on far above it. Without one the
@@ -53,10 +92,11 @@ async def append(event: Event, attempt: int | None = None, *, floor: int | None 
     loop = asyncio.get_running_loop()
     if loop not in _appenders:
         _appenders[loop] = _Appender()
-    seq = await _appenders[loop].append(
+    arguments = (
         _log(name),
         _marks(name),
         f"nooble:closed:{{{name}}}",
+        _answer(name),
         event.body(),
         str(event.task_id) if event.task_id else "",
         attempt if attempt is not None else "",
@@ -71,23 +111,97 @@ async def append(event: Event, attempt: int | None = None, *, floor: int | None 
         GAP,
         CLOSED_TASKS,
     )
+    offset, piece = (growth.offset, growth.piece) if growth else ("", "")
+    seq = await _appenders[loop].append(*arguments, offset, piece)
+    if seq == -1 and growth is not None:
+        seq = await _appenders[loop].append(*arguments, 0, growth.whole())
     return seq or None
 
 
-async def append_patiently(event: Event, attempt: int | None = None, *, floor: int) -> int | None:
+async def append_patiently(
+    event: Event, attempt: int | None = None, *, floor: int, growth: Growth | None = None
+) -> int | None:
     """`append`, again and again for half a minute while Valkey is away. Raises what it raises then."""
     for _ in range(TRIES):
         try:
-            return await append(event, attempt, floor=floor)
+            return await append(event, attempt, floor=floor, growth=growth)
         except (redis.RedisError, OSError):
             await asyncio.sleep(RETRY_SECONDS)
-    return await append(event, attempt, floor=floor)
+    return await append(event, attempt, floor=floor, growth=growth)
 
 
 async def read(name: str, after: int, limit: int = 500) -> list[tuple[int, bytes]]:
-    """Up to `limit` events `(seq, body)` of the log `name` that came after seq `after`, in order."""
-    entries: Any = await valkey.async_client().xrange(_log(name), min=f"({after}-0", count=limit)
-    return [(int(entry_id.split(b"-")[0]), fields[b"e"]) for entry_id, fields in entries]
+    """Up to `limit` events `(seq, body)` of the log `name` that came after seq `after`, in order.
+
+    They follow each other and `after` without a gap; none when `after` is the tail. Raises Hole when
+    what came next is not there, also when nobody knows any more whether anything did.
+    """
+    async with valkey.async_client().pipeline(transaction=False) as pipeline:
+        # The tail first: what it says is appended by then.
+        pipeline.hget(_marks(name), "seq")
+        pipeline.xrange(_log(name), min=f"({after}-0", count=limit)
+        tail, entries = await pipeline.execute()
+    events: list[tuple[int, bytes]] = []
+    for entry_id, fields in entries:
+        seq = int(entry_id.split(b"-")[0])
+        if seq != after + len(events) + 1:
+            break  # the next reading says so
+        events.append((seq, fields[b"e"]))
+    if not events and (entries or int(tail or 0) != after):
+        raise Hole(f"{name} after {after}")
+    return events
+
+
+async def running_answer(name: str) -> tuple[RunningAnswer | None, int | None]:
+    """The answer of the run that goes on in a session, and the log's tail at that moment."""
+    async with valkey.async_client().pipeline(transaction=True) as pipeline:
+        pipeline.get(_answer(name))
+        pipeline.hget(_marks(name), "seq")
+        return _running(*await pipeline.execute())
+
+
+def running_answer_sync(name: str) -> tuple[RunningAnswer | None, int | None]:
+    """`running_answer`, for threads."""
+    pipeline = valkey.client().pipeline(transaction=True)
+    pipeline.get(_answer(name))
+    pipeline.hget(_marks(name), "seq")
+    return _running(*pipeline.execute())
+
+
+def _running(kept: bytes | None, seq: bytes | None) -> tuple[RunningAnswer | None, int | None]:
+    answer = None
+    if kept is not None:
+        head, _, text = kept.partition(b"\n")
+        task_id, attempt = head.decode().split()
+        answer = RunningAnswer(uuid.UUID(task_id), int(attempt), text.decode())
+    return answer, int(seq) if seq is not None else None
+
+
+async def tails(names: Sequence[str]) -> list[int | None]:
+    """`last_seq` of each name, in a round trip per some hundred of them."""
+    seqs: list[bytes | None] = []
+    for first in range(0, len(names), NAMES_AT_ONCE):
+        async with valkey.async_client().pipeline(transaction=False) as pipeline:
+            for name in names[first : first + NAMES_AT_ONCE]:
+                pipeline.hget(_marks(name), "seq")
+            seqs += await pipeline.execute()
+    return [int(seq) if seq is not None else None for seq in seqs]
+
+
+async def end_of(name: str, task_id: uuid.UUID) -> int | None:
+    """The seq of the task's last event, or None: not yet ended, or forgotten."""
+    mark = await valkey.async_client().hget(_marks(name), f"task:{task_id}")
+    return _seq_of(mark)
+
+
+def end_of_sync(name: str, task_id: uuid.UUID) -> int | None:
+    """`end_of`, for threads."""
+    return _seq_of(valkey.client().hget(_marks(name), f"task:{task_id}"))
+
+
+def _seq_of(mark: Any) -> int | None:
+    """A mark is `<event id> <seq>`."""
+    return int(mark.split()[1]) if mark is not None else None
 
 
 async def last_seq(name: str) -> int | None:
@@ -104,20 +218,19 @@ def last_seq_sync(name: str) -> int | None:
 
 def begin(name: str) -> None:
     """A new session's log, for threads: from now on, a log that is not there is one that was lost."""
-    _set_seq(name, 0)
+    pipeline = valkey.client().pipeline(transaction=False)
+    pipeline.hsetnx(_marks(name), "seq", "0")
+    pipeline.expire(_marks(name), SECONDS_TO_LIVE)
+    pipeline.execute()
 
 
 def revive(name: str, floor: int) -> int:
-    """The tail of a log that was lost, for threads: far above `floor`, a seq that was given."""
-    _set_seq(name, floor + GAP)
-    return last_seq_sync(name) or 0
+    """The tail of a log, for threads; of one that was lost, or has lost its end, far above `floor`.
 
-
-def _set_seq(name: str, seq: int) -> None:
-    pipeline = valkey.client().pipeline(transaction=False)
-    pipeline.hsetnx(_marks(name), "seq", str(seq))
-    pipeline.expire(_marks(name), SECONDS_TO_LIVE)
-    pipeline.execute()
+    `floor` is a seq that was given.
+    """
+    tail: Any = valkey.client().eval(_revive, 1, _marks(name), str(floor), str(GAP), str(SECONDS_TO_LIVE))
+    return int(tail)
 
 
 class _Appender:
@@ -162,7 +275,7 @@ class _Appender:
     async def _run(self, batch: list[tuple[tuple[Any, ...], asyncio.Future[int]]]) -> list[Any]:
         async with valkey.async_client().pipeline(transaction=False) as pipeline:
             for arguments, _ in batch:
-                pipeline.evalsha(_sha, 3, *arguments)
+                pipeline.evalsha(_sha, 4, *arguments)
             answers: list[Any] = await pipeline.execute(raise_on_error=False)
         if any(isinstance(answer, redis.exceptions.NoScriptError) for answer in answers):
             # A server that has just started: it knows none of them, so nothing was appended.

@@ -5,17 +5,22 @@ from __future__ import annotations
 import uuid
 
 from celery import current_app
+from kombu.exceptions import OperationalError
 
+from core import valkey
 from core.queues.names import QueueName
 from core.queues.router import queue_of
 
 
 def publish(name: str, task_id: uuid.UUID, tenant_id: str, queue: QueueName) -> None:
-    """Send the message `{task_id, tenant_id}` to the tenant's queue. Raises kombu's OperationalError.
+    """Send the message `{task_id, tenant_id}` to the tenant's queue.
 
-    The message carries ids only; action, payload and callback live in the row. Celery's own
+    Raises kombu's OperationalError: at once where Valkey has just not answered, else within about a
+    second. The message carries ids only; action, payload and callback live in the row. Celery's own
     `send_task` would look up the result backend each time, which nobody uses.
     """
+    if valkey.is_away():
+        raise OperationalError("Valkey has just not answered")
     amqp = current_app.amqp
     message = amqp.create_task_message(
         str(task_id), name, kwargs={"task_id": str(task_id), "tenant_id": tenant_id}, ignore_result=True
@@ -24,4 +29,6 @@ def publish(name: str, task_id: uuid.UUID, tenant_id: str, queue: QueueName) -> 
         current_app.producer_or_acquire() as producer,
         producer.connection._reraise_as_library_errors(),
     ):
+        if not producer.connection.connected:
+            valkey.client().ping()  # kombu's own first word would wait longer for an answer
         amqp.send_task_message(producer, name, message, queue=queue_of(queue), retry=False)

@@ -14,9 +14,13 @@ class Provider(Protocol):
     `stream` yields `TextDelta`s as they arrive and one `Finished` at the end, or raises a
     `ProviderError`. Cancelling the consumer (`aclose()` or task cancellation) closes the
     connection to the provider at once.
+
+    `endpoint` is the same word for all that fails together: one address with one credential. It
+    tells neither of them.
     """
 
     name: str
+    endpoint: str
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]: ...
 

@@ -7,6 +7,7 @@ orjson from one shared aiohttp session. A token costs no task and no timer of it
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import math
 import re
@@ -140,6 +141,7 @@ class OpenAIWire:
             if not (api_key.isascii() and api_key.isprintable()):
                 raise ProviderNotConfigured("the API key holds characters that no HTTP header can carry")
             self._headers["Authorization"] = f"Bearer {api_key}"
+        self.endpoint = hashlib.blake2b(f"{self._url}\0{api_key}".encode(), digest_size=16).hexdigest()
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         """The answer as it arrives; see `Provider`."""
@@ -315,6 +317,7 @@ class _Answer:
         if self.generated > self.limit or self.length > _MAX_ANSWER:
             self.reason = "length"
             self.ended = True
+            self.usage = None  # what was reported on the way is not the whole
             return ""
         if reason:
             self.reason = _FINISH_REASONS.get(reason, "stop")

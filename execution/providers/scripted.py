@@ -32,6 +32,7 @@ class Scripted:
     """
 
     name = "scripted"
+    endpoint = "scripted"
 
     def __init__(self, *, first_token: float = 0.02, interval: float = 0.015) -> None:
         self._first_token = first_token

@@ -32,4 +32,7 @@ if role() in ("web", "worker"):
         "min_size": 2,
         "max_size": 32 if role() == "web" else 64,
         "timeout": 5.0,
+        # Else a pool that lost its connections tries again after pauses that double for five minutes:
+        # the database would be back long before this process. Now who asks again makes it try again.
+        "reconnect_timeout": 5.0,
     }

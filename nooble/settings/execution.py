@@ -16,4 +16,7 @@ PROVIDERS = {
     "scripted": (None, None),
 }
 TASK_TIMEOUT_SECONDS = _env.orchestrator_task_timeout_seconds
+WORKER_SLEEP_SECONDS = _env.orchestrator_worker_sleep_seconds
 WEBSOCKET_PING_INTERVAL = _env.orchestrator_websocket_ping_interval
+WEBSOCKET_PING_TIMEOUT = _env.orchestrator_websocket_ping_timeout
+MAX_WEBSOCKET_CONNECTIONS = _env.orchestrator_max_websocket_connections

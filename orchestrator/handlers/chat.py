@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from contextlib import suppress
 from typing import Any
 
 import redis
@@ -11,13 +12,14 @@ from django.db import transaction
 from django.utils.translation import gettext as _
 
 from agents.errors import AgentNotFound
-from agents.selectors import agent_live
+from agents.selectors import agent_live, agent_version
 from conversations.actions import ConversationAppendAction, ConversationOpenAction
+from conversations.errors import SessionBusy
 from conversations.selectors import session_seq
 from core.actions.bus import enqueue, execute
 from core.actions.registry import handles
 from core.actions.tasks import TaskCancelAction
-from core.errors import TaskNotFound
+from core.errors import CannotCancel, TaskNotFound
 from core.events.groups import session_name
 from core.events.log import begin, last_seq_sync, revive
 from core.ids import new_session_id, parse_uuid
@@ -44,25 +46,34 @@ ESTIMATED_SECONDS = 8.0
 
 @handles(ChatSendMessageAction, atomic=False)
 def send_message(action: ChatSendMessageAction) -> ChatMessageSent:
-    """Question and task in one transaction; the task is published after its commit."""
+    """Question and task in one transaction; the task is published after its commit.
+
+    Killed before the commit: nothing has happened. After it: the sweeper publishes.
+    """
     tenant_id = current_tenant_id()
     agent = agent_live(action.agent_id)
     if agent.tenant_id != tenant_id:
         raise AgentNotFound()
     session_id = action.session_id or new_session_id()
     user_id = action.user_info.user_id
+    # Before the transaction: what waits for Valkey holds no lock of the session's.
+    tail = _tail(tenant_id, session_id) if action.session_id else None
     with transaction.atomic():
         session = execute(
             ConversationOpenAction(session_id=session_id, agent_id=agent.agent_id, user_id=user_id)
         )
-        task = _enqueue_run(action, agent.version_id, session_id, session.row_id)
+        # Nobody else knows a session that this transaction makes.
+        line = [] if session.created else Task.line_up(_serial_key(session.row_id))
+        if line:
+            _make_way(agent_version(agent.version_id).config.multitask_strategy, line, user_id)
+        task = _enqueue_run(action, agent.version_id, session_id, session.row_id, behind=bool(line))
         execute(
             ConversationAppendAction(
                 session_row_id=session.row_id,
                 task_id=task.pk,
                 role="user",
                 text=action.message,
-                seq=_last_seq(tenant_id, session_id, new=session.created),
+                seq=tail if tail is not None else _begun(tenant_id, session_id, new=session.created),
             )
         )
     sent: dict[str, Any] = {
@@ -72,14 +83,31 @@ def send_message(action: ChatSendMessageAction) -> ChatMessageSent:
         "queue": task.queue,
         "estimated_time": ESTIMATED_SECONDS,
         "websocket_url": f"/ws/{tenant_id}/{session_id}",
+        "events_url": f"/api/v1/chat/stream/{task.pk}",
     }
     if session.created:
         sent["resume_token"] = Resume(tenant_id, session_id, from_seq=0).token()
     return ChatMessageSent(**sent)
 
 
+def _serial_key(session_row_id: int) -> str:
+    """A session's runs go one at a time, in order."""
+    return f"session:{session_row_id}"
+
+
+def _make_way(strategy: str, line: list[Task], user_id: str) -> None:
+    """The session has open runs: the message waits behind them, is refused, or ends them."""
+    if strategy == "reject":
+        raise SessionBusy(details={"task_id": str(line[0].pk)})
+    if strategy == "interrupt":
+        for task in line:
+            # One that is being cancelled, or has just ended, is out of the way already.
+            with suppress(CannotCancel):
+                execute(TaskCancelAction(task_id=task.pk, by=user_id or "system"))
+
+
 def _enqueue_run(
-    action: ChatSendMessageAction, version_id: int, session_id: str, session_row_id: int
+    action: ChatSendMessageAction, version_id: int, session_id: str, session_row_id: int, *, behind: bool
 ) -> Task:
     run = ExecuteAgentAction(
         agent_id=action.agent_id,
@@ -95,21 +123,31 @@ def _enqueue_run(
         callback=lambda task_id: WebSocketSendAction(session_id=session_id, task_id=task_id),
         agent_id=action.agent_id,
         session_id=session_id,
+        serial_key=_serial_key(session_row_id),
+        behind=behind,
     )
 
 
-def _last_seq(tenant_id: str, session_id: str, *, new: bool) -> int:
-    """The session's tail; a log that was lost begins again, far above it."""
-    name = session_name(tenant_id, session_id)
+def _tail(tenant_id: str, session_id: str) -> int | None:
+    """The session's last seq; None when there is no log, or nobody to ask."""
     try:
-        if new:
-            begin(name)
-            return 0
-        seq = last_seq_sync(name)
-        return revive(name, session_seq(session_id) or 0) if seq is None else seq
+        return last_seq_sync(session_name(tenant_id, session_id))
     except redis.RedisError:
         logger.warning("the session log is away")
-        return 0 if new else session_seq(session_id) or 0
+        return None
+
+
+def _begun(tenant_id: str, session_id: str, *, new: bool) -> int:
+    """The last seq of a session that has no log: a new one's is 0, a lost one goes on far above."""
+    name = session_name(tenant_id, session_id)
+    floor = 0 if new else session_seq(session_id) or 0
+    try:
+        if not new:
+            return revive(name, floor)
+        begin(name)
+    except redis.RedisError:
+        logger.warning("the session log is away")
+    return floor
 
 
 @handles(ChatGetStatusAction, atomic=False)

@@ -30,6 +30,13 @@ from orchestrator.events import (
     TaskWasCancelled,
 )
 
+_NOTHING: dict[str, Any] = {
+    "text": "",
+    "usage": {"prompt_tokens": 0, "completion_tokens": 0, "cached_tokens": 0, "accuracy": "unknown"},
+    "tool_calls": [],
+    "citations": [],
+}
+
 
 @handles(WebSocketSendAction, atomic=False)
 def send_message(action: WebSocketSendAction) -> None:
@@ -67,9 +74,10 @@ def _ending(task: Task) -> list[Event]:
     at = task.cancelled_at.isoformat() if task.cancelled_at else None
     details = {"cancelled_at": at, "cancelled_by": task.cancelled_by}
     last = TaskWasCancelled(**envelope, data=StatusUpdate(status=Task.Status.CANCELLED, details=details))
-    if not result:
+    if task.started_at is None:
         return [last]
-    completed = RunCompleted(**{**result, "finish_reason": "cancelled"})
+    # Between two attempts a run has nothing to show: the first one's text was forgotten.
+    completed = RunCompleted(**{**_NOTHING, **result, "finish_reason": "cancelled"})
     return [AgentExecutionCompleted(**envelope, data=completed), last]
 
 

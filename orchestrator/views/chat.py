@@ -12,6 +12,7 @@ from rest_framework.response import Response
 from agents.errors import AgentNotFound
 from agents.selectors import agent_live
 from core.api.views import ActionView
+from core.models import ApiKey
 from core.tenancy import tenant_scope
 from orchestrator.actions import (
     CancelBody,
@@ -21,27 +22,52 @@ from orchestrator.actions import (
     ChatSendMessageAction,
     TaskBody,
 )
+from orchestrator.idempotency import HEADER, Once
 from orchestrator.selectors import task_tenant
 from orchestrator.serializers import ChatMessageAnswer, TaskCancelledAnswer, TaskStateAnswer
 
 _TENANT = OpenApiParameter("tenant_id", str, description="The task's tenant; another one answers 404")
+_ONCE = OpenApiParameter(
+    HEADER,
+    str,
+    OpenApiParameter.HEADER,
+    description=(
+        "16 to 255 printable ASCII characters. For 24 hours the same request with the same key has no"
+        " second effect and gets the first one's answer. A key is unique per API key; without one per agent"
+        " and session_id; without either it has at least 22 characters"
+    ),
+)
 
 
 class SendMessageView(ActionView):
     @extend_schema(
-        operation_id="chat_send_message", auth=[], request=ChatMessageBody, responses={202: ChatMessageAnswer}
+        operation_id="chat_send_message",
+        auth=[],
+        parameters=[_ONCE],
+        request=ChatMessageBody,
+        responses={202: ChatMessageAnswer},
     )
     def post(self, request: Request) -> Response:
         """Ask an agent. 202: the question is stored, the answer comes over the session's WebSocket."""
-        action = ChatSendMessageAction(**ChatMessageBody(**self.body(request)).__dict__)
+        body = self.body(request)
+        action = ChatSendMessageAction(**ChatMessageBody(**body).__dict__)
+        key = request.headers.get(HEADER)
+        once = None
+        if key is not None:
+            owner = request.auth if isinstance(request.auth, ApiKey) else None
+            once = Once.of(key, body, action.agent_id, action.session_id, owner)
         agent = agent_live(action.agent_id)
         if action.tenant_id not in (None, agent.tenant_id):
             raise AgentNotFound()
         with tenant_scope(agent.tenant_id):
-            response = self.respond(request, action, status=202)
+            return once.answer(lambda: self._send(request, action)) if once else self._send(request, action)
+
+    def _send(self, request: Request, action: ChatSendMessageAction) -> Response:
+        response = self.respond(request, action, status=202)
         if response.status_code == 202:
             result = response.data["result"]
             result["websocket_url"] = websocket_url(request, result["websocket_url"])
+            result["events_url"] = request.build_absolute_uri(result["events_url"])
         return response
 
 

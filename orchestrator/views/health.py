@@ -11,7 +11,7 @@ from core import health
 from core.api.errors import body_of
 from core.api.views import ApiView
 from core.errors import ServiceUnavailable
-from orchestrator import sockets
+from orchestrator.sockets.census import totals
 
 
 class HealthView(ApiView):
@@ -45,4 +45,4 @@ class SocketStatsView(ApiView):
     @extend_schema(operation_id="socket_stats", auth=[], responses={200: dict})
     def get(self, request: Request) -> Response:
         """How many sockets are open, over all web processes."""
-        return Response(sockets.totals())
+        return Response(totals())

@@ -37,6 +37,9 @@ def _body(**fields: Any) -> dict[str, Any]:
         "config_context_tokens": "16000",
         "config_timeout_seconds": "",
         "config_max_turns": "10",
+        "config_fallback_provider": "",
+        "config_fallback_model": "",
+        "config_multitask_strategy": "enqueue",
         **fields,
     }
 
@@ -78,6 +81,39 @@ def test_saving_an_untouched_form_makes_no_version(admin_client: Client, tenant:
     assert len(_versions(agent)) == 1
 
 
+def test_a_fallback_is_two_fields_that_belong_together(admin_client: Client, tenant: Tenant) -> None:
+    half = _body(tenant=tenant.pk, config_fallback_provider="groq")
+    page = admin_client.post(ADD, half)
+    assert list(page.context["adminform"].form.errors) == ["config_fallback_model"]
+    other_half = _body(tenant=tenant.pk, config_fallback_model="llama")
+    page = admin_client.post(ADD, other_half)
+    assert list(page.context["adminform"].form.errors) == ["config_fallback_provider"]
+    both = half | {"config_fallback_model": "llama", "config_restart_after_fault": "on"}
+    assert admin_client.post(ADD, both).status_code == 302
+    agent = Agent.unscoped.get(tenant=tenant)
+    [version] = _versions(agent)
+    assert version.config["fallback"] == {"provider": "groq", "model": "llama"}
+    assert version.config["restart_after_fault"] is True
+
+    form = admin_client.get(_change(agent)).context["adminform"].form
+    assert form["config_fallback_model"].value() == "llama"
+    admin_client.post(_change(agent), _body(slug="help-desk"))
+    assert "fallback" not in _versions(agent)[-1].config
+    assert len(_versions(agent)) == 2
+
+
+def test_a_version_from_before_a_field_was_known_can_be_edited(admin_client: Client, tenant: Tenant) -> None:
+    agent = make_agent(tenant)
+    old = {"provider": "scripted", "model": "echo"}
+    AgentVersion.unscoped.filter(agent=agent).update(config=old)
+    form = admin_client.get(_change(agent)).context["adminform"].form
+    assert form["config_multitask_strategy"].value() == "enqueue"
+    body = {name: "" if (value := form[name].value()) is None else value for name in form.fields}
+    del body["config_restart_after_fault"]  # as a browser does with a box that is not ticked
+    assert admin_client.post(_change(agent), {**INLINE, **body}).status_code == 302
+    assert len(_versions(agent)) == 1
+
+
 def test_the_tier_refuses_in_the_words_of_the_api(admin_client: Client) -> None:
     tenant = make_tenant(allowed_models=["gpt-4.1-mini"])
     page = admin_client.post(ADD, _body(tenant=tenant.pk, config_model="gpt-9"))
@@ -89,6 +125,9 @@ def test_the_tier_refuses_in_the_words_of_the_api(admin_client: Client) -> None:
     agent = make_agent(tenant, model="gpt-4.1-mini")
     page = admin_client.post(_change(agent), _body(name="New name", config_model="gpt-9"))
     assert page.context["adminform"].form.errors == {"config_model": [message]}
+    fallback = {"config_fallback_provider": "groq", "config_fallback_model": "gpt-9"}
+    page = admin_client.post(_change(agent), _body(name="New name", **fallback))
+    assert page.context["adminform"].form.errors == {"config_fallback_model": [message]}
     agent.refresh_from_db()
     assert agent.name == "Test agent"
     assert len(_versions(agent)) == 1

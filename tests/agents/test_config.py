@@ -15,6 +15,11 @@ LEAST = {"provider": "openai", "model": "gpt-4.1-mini"}
 def test_only_provider_and_model_are_required() -> None:
     config = AgentConfig(**LEAST)
     assert (config.temperature, config.instructions, config.max_turns) == (None, "", 10)
+    assert (config.fallback, config.multitask_strategy, config.restart_after_fault) == (
+        None,
+        "enqueue",
+        False,
+    )
     for name in LEAST:
         with pytest.raises(ValidationError):
             AgentConfig(**{key: value for key, value in LEAST.items() if key != name})
@@ -32,6 +37,10 @@ def test_only_provider_and_model_are_required() -> None:
         {"max_turns": 100},
         {"instructions": "x" * 32_768},
         {"model": "org/model:7b@2024"},
+        {"fallback": {"provider": "groq", "model": "m"}},
+        {"fallback": None},
+        {"multitask_strategy": "interrupt"},
+        {"restart_after_fault": True},
     ],
 )
 def test_what_fits(field: dict[str, Any]) -> None:
@@ -60,6 +69,13 @@ def test_what_fits(field: dict[str, Any]) -> None:
         {"max_turns": 0},
         {"instructions": "x" * 32_769},
         {"greeting": "x" * 2_001},
+        {"fallback": {}},
+        {"fallback": {"provider": "groq"}},
+        {"fallback": {"provider": "nobody", "model": "m"}},
+        {"fallback": {"provider": "groq", "model": "two words"}},
+        {"fallback": {"provider": "groq", "model": "m", "fallback": None}},
+        {"multitask_strategy": "drop"},
+        {"multitask_strategy": None},
         {"api_key": "sk-1"},
         {"base_url": "http://169.254.169.254/"},
     ],

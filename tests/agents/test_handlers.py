@@ -187,6 +187,21 @@ def test_a_tier_may_list_its_models(db: None) -> None:
     assert AgentVersion.unscoped.filter(tenant=tenant).count() == 1
 
 
+def test_a_tiers_list_holds_for_the_fallback_too(db: None) -> None:
+    tenant = make_tenant(allowed_models=["echo", "demo"])
+    fallback = {"provider": "scripted", "model": "demo"}
+    agent = create(tenant, config=CONFIG | {"fallback": fallback})
+    assert agent.config.fallback is not None
+    for change in (
+        lambda: create(tenant, config=CONFIG | {"fallback": fallback | {"model": "long"}}),
+        lambda: update(agent, tenant, config={"fallback": fallback | {"model": "long"}}),
+    ):
+        with pytest.raises(ValidationFailed) as refused, transaction.atomic():
+            change()
+        assert set(refused.value.details) == {"config.fallback.model"}
+    assert update(agent, tenant, config={"fallback": None}).config.fallback is None
+
+
 def test_a_deleted_agent_is_gone_and_its_history_stays(tenant: Tenant) -> None:
     agent = create(tenant)
     with tenant_scope(tenant.pk):

@@ -16,7 +16,7 @@ from agents.models import Agent
 from bench.fake_model import FakeModel, Schedule, start
 from conversations.models import Message, Session
 from core import aio, valkey
-from core.actions import cancellation
+from core.actions import running
 from core.actions.bus import execute
 from core.actions.tasks import TaskCancelAction
 from core.actions.worker import run_task
@@ -288,8 +288,8 @@ def test_a_lost_task_answers_nobody(committed_tenant: Tenant, monkeypatch: pytes
 
     def take_over() -> None:
         try:
-            Task.unscoped.filter(pk=task.pk).update(status="queued")
-            assert Task.claim(task.pk, task.tenant_id) is not None
+            assert Task.unscoped.get(pk=task.pk).give_back(crashed=True)
+            assert Task.claim(task.pk, task.tenant_id, 60) is not None
         finally:
             connection.close()
 
@@ -334,8 +334,7 @@ def test_a_run_cancelled_before_the_provider_was_asked_costs_nothing(
 
     def cancelled_meanwhile(context: Any) -> Any:
         assert Task.ask_to_cancel(task.pk, "ada")
-        watch = cancellation._watches[str(task.pk).encode()]
-        aio.loop().call_soon_threadsafe(watch.request)  # as the listener does
+        running.stop(task.pk, running.StopReason.CANCELLED)  # as the listener does
         return request_of(context)
 
     monkeypatch.setattr(handlers, "request_of", cancelled_meanwhile)

@@ -37,8 +37,9 @@ def identity(attempt: int = 1, floor: int = 0) -> RunIdentity:
 
 
 async def logged(run: RunIdentity) -> list[dict[str, Any]]:
-    entries = await log.read(session_name(run.tenant_id, run.session_id), 0, 10_000)
-    return [json.loads(body) | {"seq": seq} for seq, body in entries]
+    """What the log holds, with or without holes."""
+    entries = await valkey.async_client().xrange(log._log(session_name(run.tenant_id, run.session_id)))
+    return [json.loads(fields[b"e"]) | {"seq": int(entry_id.split(b"-")[0])} for entry_id, fields in entries]
 
 
 async def frames_of(run: RunIdentity) -> list[dict[str, Any]]:
@@ -72,19 +73,21 @@ class Fragile:
         self.before: list[Exception] = []
         self.after: list[Exception] = []
         self.calls = 0
+        self.recovered = asyncio.Event()  # after the last failure before the fact
         monkeypatch.setattr(log, "append", self.append)
 
-    async def append(
-        self, event: Event, attempt: int | None = None, *, floor: int | None = None
-    ) -> int | None:
+    async def append(self, event: Event, attempt: int | None = None, **more: Any) -> int | None:
         self.calls += 1
         self.in_flight += 1
         self.most = max(self.most, self.in_flight)
         try:
             await asyncio.sleep(0)
             if self.before:
-                raise self.before.pop()
-            seq = await append_really(event, attempt, floor=floor)
+                error = self.before.pop()
+                if not self.before:
+                    self.recovered.set()
+                raise error
+            seq = await append_really(event, attempt, **more)
             if self.after:
                 raise self.after.pop()
             return seq
@@ -249,3 +252,89 @@ def test_a_log_that_is_lost_during_a_run_gives_no_seq_twice(floor: int) -> None:
     seqs = aio.run(scenario())
     assert len(seqs) == 4
     assert seqs == sorted(set(seqs))
+
+
+async def until_said(run: RunIdentity, length: int) -> str:
+    """The answer so far, as soon as it has that many characters."""
+    async with asyncio.timeout(10):
+        while True:
+            found = await running(run)
+            if found is not None and len(found.text) >= length:
+                return found.text
+
+
+async def running(run: RunIdentity) -> log.RunningAnswer | None:
+    answer, _ = await log.running_answer(session_name(run.tenant_id, run.session_id))
+    return answer
+
+
+def test_the_answer_so_far_can_be_read_while_it_grows() -> None:
+    async def scenario() -> list[str]:
+        run, texts = identity(attempt=2), []
+        async with AnswerStream(run) as answer:
+            await until_frames(run, 0)
+            for number, piece in enumerate(["Hola", " 🎈", " fin"], start=1):
+                answer.add(piece)
+                await until_frames(run, number)
+                found = await running(run)
+                assert found is not None
+                assert (found.task_id, found.attempt) == (run.task_id, 2)
+                texts.append(found.text)
+            answer.complete()
+        return texts
+
+    assert aio.run(scenario()) == ["Hola", "Hola 🎈", "Hola 🎈 fin"]
+
+
+def test_a_run_that_has_said_nothing_has_an_empty_answer() -> None:
+    run = identity()
+    aio.run(stream(run, [], complete=False))
+    assert aio.run(running(run)) == log.RunningAnswer(run.task_id, 1, "")
+
+
+def test_a_new_attempt_forgets_what_the_one_before_streamed() -> None:
+    run = identity(attempt=1)
+    aio.run(stream(run, ["half of"], complete=False))
+    newer = RunIdentity(**{name: getattr(run, name) for name in run.__slots__} | {"attempt": 2})
+    aio.run(stream(newer, ["all"]))
+    assert aio.run(running(run)) == log.RunningAnswer(run.task_id, 2, "all")
+
+
+@hypothesis_settings(max_examples=15)
+@given(st.lists(st.tuples(st.text(min_size=1, max_size=5), st.booleans()), min_size=1, max_size=6))
+def test_an_answer_that_valkey_loses_is_whole_again_with_the_next_frame(
+    pieces: list[tuple[str, bool]],
+) -> None:
+    async def scenario() -> None:
+        run, text = identity(), ""
+        name = session_name(run.tenant_id, run.session_id)
+        async with AnswerStream(run) as answer:
+            for piece, lost in pieces:
+                piece = piece.encode("utf-8", "replace").decode()
+                if lost:
+                    await valkey.async_client().delete(log._log(name), log._marks(name), log._answer(name))
+                answer.add(piece)
+                text += piece
+                assert await until_said(run, len(text)) == text
+            answer.complete()
+
+    aio.run(scenario())
+
+
+def test_frames_that_were_lost_are_in_the_answer_all_the_same(fragile: Fragile) -> None:
+    async def scenario() -> log.RunningAnswer | None:
+        run = identity()
+        async with AnswerStream(run) as answer:
+            answer.add("first, ")
+            await until_frames(run, 1)
+            fragile.before = [redis.ConnectionError()] * (log.TRIES + 1)
+            answer.add("lost, ")
+            await fragile.recovered.wait()
+            answer.add("last")
+            answer.complete()
+        assert [frame["token"] for frame in await frames_of(run)] == ["first, ", "last"]
+        return await running(run)
+
+    found = aio.run(scenario())
+    assert found is not None
+    assert found.text == "first, lost, last"

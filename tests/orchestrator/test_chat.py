@@ -296,7 +296,7 @@ def test_a_cancel_without_a_name_is_the_systems(tenant: Tenant) -> None:
 
 def test_a_running_task_is_cancelling_unless_only_queued_ones_were_meant(tenant: Tenant) -> None:
     sent = send(make_agent(tenant))
-    Task.claim(sent.task_id, tenant.pk)
+    Task.claim(sent.task_id, tenant.pk, 60)
     with pytest.raises(CannotCancel) as refused:
         cancel(tenant, sent.task_id, only_if_queued=True)
     assert refused.value.details == {"status": "processing"}

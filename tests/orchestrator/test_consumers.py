@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -32,6 +34,9 @@ from orchestrator.access import Resume
 from orchestrator.actions import ChatSendMessageAction
 from orchestrator.events import Broadcast
 from orchestrator.routing import websocket_urlpatterns
+from orchestrator.sockets import keeper as keepers
+from orchestrator.sockets.inbox import BURST, MAX_FRAME
+from orchestrator.sockets.link import EXTENSION, Link
 from tests.factories import make_agent, make_message, make_session, make_task
 
 PATIENCE = 10  # seconds
@@ -48,9 +53,9 @@ class Socket:
 
     @asynccontextmanager
     async def opened(
-        self, after: int | None = None, token: str | None = None
+        self, after: int | None = None, token: str | None = None, link: Link | None = None
     ) -> AsyncIterator[dict[str, Any]]:
-        """Connect; gives the data of `connection_established`."""
+        """Connect; gives the data of `connection_established`. `link` is what a server of ours would tell."""
         query = "" if after is None else f"?after={after}"
         protocols = ["nooble.v1", f"nooble.resume.{token}"] if token else []
         self.wire = WebsocketCommunicator(
@@ -58,6 +63,8 @@ class Socket:
             f"/ws/{self.tenant_id}/{self.session_id}{query}",
             subprotocols=protocols,
         )
+        if link is not None:
+            self.wire.scope["extensions"] = {EXTENSION: link}
         assert (await self.wire.connect(PATIENCE))[0]
         established = await self.heard()
         assert established["event"] == "connection_established"
@@ -70,6 +77,29 @@ class Socket:
         assert self.wire is not None
         message: dict[str, Any] = await self.wire.receive_json_from(PATIENCE)
         return message
+
+    async def snapshot(self) -> dict[str, Any]:
+        """What the next message says, which must be a snapshot, with the texts of its messages only."""
+        message = await self.heard()
+        assert message["event"] == "snapshot"
+        assert "seq" not in message
+        data: dict[str, Any] = message["data"]
+        return {"texts": [item["text"] for item in data.pop("messages")], **data}
+
+    async def refused(self) -> tuple[str, int]:
+        """The type of the error event, and the code of the close that follows it."""
+        assert self.wire is not None
+        return await refusal(self.wire)
+
+    async def sent_away(self) -> None:
+        """The socket is told to come back, and closed."""
+        assert self.wire is not None
+        assert await self.heard() == {"event": "reconnect"}
+        assert await self.wire.receive_output(PATIENCE) == {"type": "websocket.close", "code": 1012}
+
+    async def say(self, **frame: Any) -> None:
+        assert self.wire is not None
+        await self.wire.send_json_to(frame)
 
     async def seqs(self, number: int) -> list[int]:
         return [(await self.heard())["seq"] for _ in range(number)]
@@ -91,6 +121,10 @@ class Socket:
     async def lose_log(self) -> None:
         """Valkey forgets the session, as after a day of silence."""
         assert await valkey.async_client().delete(log._log(self.group), log._marks(self.group))
+
+    async def trim_log(self, keep: int) -> None:
+        """The log forgets all but its newest events."""
+        assert await valkey.async_client().xtrim(log._log(self.group), maxlen=keep, approximate=False)
 
     async def hint(self, group: str | None = None, **fields: Any) -> None:
         """A hint as the log sends it, with some of it changed."""
@@ -223,7 +257,7 @@ def test_who_comes_back_gets_what_came_meanwhile_and_then_live(play: Callable[[S
     play(scenario)
 
 
-@pytest.mark.parametrize(("after", "expected"), [(0, [3, 4, 5]), (2, [3, 4, 5]), (4, [5]), (5, []), (99, [])])
+@pytest.mark.parametrize(("after", "expected"), [(0, [3, 4, 5]), (2, [3, 4, 5]), (4, [5]), (5, [])])
 def test_a_token_opens_nothing_earlier_than_its_seq(
     play: Callable[[Scenario], None], after: int, expected: list[int]
 ) -> None:
@@ -342,6 +376,11 @@ def test_who_comes_back_after_the_log_was_lost_hears_and_reads_on(session: Sessi
     async def scenario() -> None:
         async with socket.opened(after=7, token=token) as data:
             assert data["last_seq"] == 5 + log.GAP
+            assert await socket.snapshot() == {
+                "texts": ["an old answer"],
+                "running": None,
+                "last_seq": 5 + log.GAP,
+            }
             await socket.append(2)
             assert await socket.seqs(2) == [5 + log.GAP + 1, 5 + log.GAP + 2]
 
@@ -377,7 +416,7 @@ ON_THE_WAY = [{"action": "ping"}, {"action": "nothing"}, {"action": "chat.get_st
         (["other"], "", None, ("ValidationFailed", 4400)),
         ([], "?after=x", None, ("ValidationFailed", 4400)),
         ([], "", {"bytes_data": b"x"}, ("MalformedRequest", 4400)),
-        ([], "", {"text_data": "x" * (consumers.MAX_FRAME + 1)}, ("BodyTooLarge", 4413)),
+        ([], "", {"text_data": "x" * (MAX_FRAME + 1)}, ("BodyTooLarge", 4413)),
     ],
 )
 def test_a_refused_socket_executes_nothing_that_was_on_the_way(
@@ -425,7 +464,7 @@ def test_a_service_that_is_away_at_connect_is_told_and_closes_the_socket(
             case "the channel layer":
                 monkeypatch.setattr(get_channel_layer(), "group_add", async_away)
             case "the log":
-                monkeypatch.setattr(log, "last_seq", async_away)
+                monkeypatch.setattr(log, "tails", async_away)
             case "the limits":
                 monkeypatch.setattr(consumers, "tenant_limits", database_away)
             case "the session":
@@ -476,3 +515,310 @@ def test_an_unknown_address_speaks_our_protocol_and_says_so(
         await wire.disconnect(timeout=PATIENCE)
 
     aio.run(scenario())
+
+
+# --- Lost hints, lost logs ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keeper looks at the tails all the time."""
+    monkeypatch.setattr(keepers, "TAILS_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("quick_looks")
+def test_the_last_message_is_heard_though_its_hint_was_lost(
+    play: Callable[[Scenario], None], lose_hints: Callable[[bool], None]
+) -> None:
+    async def scenario(socket: Socket) -> None:
+        async with socket.opened():
+            await socket.append()
+            lose_hints(True)
+            await socket.append(3)
+            assert await socket.seqs(4) == [1, 2, 3, 4]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("after", [6, 99])
+def test_who_is_ahead_of_the_log_gets_a_snapshot(play: Callable[[Scenario], None], after: int) -> None:
+    async def scenario(socket: Socket) -> None:
+        await socket.append(5)
+        token = Resume(socket.tenant_id, socket.session_id, from_seq=2).token()
+        async with socket.opened(after=after, token=token):
+            assert await socket.snapshot() == {"texts": [], "running": None, "last_seq": 5}
+            await socket.append()
+            assert await socket.seqs(1) == [6]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_who_is_behind_the_log_gets_a_snapshot(play: Callable[[Scenario], None], after: int) -> None:
+    async def scenario(socket: Socket) -> None:
+        await socket.append(9)
+        await socket.trim_log(keep=3)
+        token = Resume(socket.tenant_id, socket.session_id, from_seq=0).token()
+        async with socket.opened(after=after, token=token):
+            assert await socket.snapshot() == {"texts": [], "running": None, "last_seq": 9}
+            await socket.append()
+            assert await socket.seqs(1) == [10]
+        async with socket.opened(after=7, token=token):
+            assert await socket.seqs(3) == [8, 9, 10]
+
+    play(scenario)
+
+
+@pytest.mark.usefixtures("quick_looks")
+@pytest.mark.parametrize("told", ["by a hint", "by nobody"])
+def test_a_log_that_is_lost_under_an_open_socket(session: Session, told: str) -> None:
+    """What the token opens of the session's past comes again, and then the new log."""
+    socket = Socket(session.tenant_id, session.key)
+
+    async def scenario() -> None:
+        await socket.append(7)
+        token = Resume(session.tenant_id, session.key, from_seq=0).token()
+        async with socket.opened(after=7, token=token):
+            await socket.lose_log()
+            if told == "by a hint":
+                await log.append(socket.event(), floor=7)
+            stands = await socket.snapshot()
+            assert stands["texts"] == ["an old question", "an old answer"]
+            assert stands["last_seq"] > 7
+            await log.append(socket.event(), floor=7)
+            while (await socket.heard())["seq"] != await log.last_seq(socket.group):
+                pass
+
+    aio.run(scenario())
+
+
+# --- Readers that are slow ---------------------------------------------------------------------------
+
+
+class Reader(Link):
+    """The link of a server whose client reads when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._reads = asyncio.Event()
+        self._reads.set()
+        self.stalled = False
+
+    def stop(self) -> None:
+        self.full = True
+        self._reads.clear()
+
+    def go_on(self) -> None:
+        self.full = False
+        self._reads.set()
+
+    def is_stalled(self, seconds: float) -> bool:
+        return self.stalled
+
+    async def drained(self) -> None:
+        await self._reads.wait()
+
+
+def test_a_slow_reader_is_sent_nothing_and_then_everything(play: Callable[[Scenario], None]) -> None:
+    async def scenario(socket: Socket) -> None:
+        reader = Reader()
+        async with socket.opened(link=reader):
+            await socket.append()
+            assert await socket.seqs(1) == [1]
+            reader.stop()
+            await socket.append(100)
+            await publish_to_tenant(socket.event().model_copy(update={"session_id": None}))
+            assert socket.wire is not None
+            assert await socket.wire.receive_nothing()
+            reader.go_on()
+            assert await socket.seqs(100) == list(range(2, 102))
+            await socket.append()
+            assert await socket.seqs(1) == [102]
+
+    play(scenario)
+
+
+def test_a_reader_that_stalls_is_refused(play: Callable[[Scenario], None]) -> None:
+    async def scenario(socket: Socket) -> None:
+        reader = Reader()
+        async with socket.opened(link=reader):
+            reader.stop()
+            reader.stalled = True
+            assert await socket.refused() == ("SlowReader", 4409)
+
+    play(scenario)
+
+
+def test_a_reader_that_does_not_read_its_answers_gets_no_more_of_them(
+    play: Callable[[Scenario], None],
+) -> None:
+    async def scenario(socket: Socket) -> None:
+        reader = Reader()
+        async with socket.opened(link=reader):
+            reader.stop()
+            await socket.say(action="ping")
+            assert socket.wire is not None
+            assert await socket.wire.receive_nothing()
+            reader.go_on()
+            assert await socket.heard() == {"event": "pong"}
+
+    play(scenario)
+
+
+# --- What clients say --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow_database(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """No action of a client ends before the event is set."""
+    ready = threading.Event()
+    act = consumers.SessionConsumer._act
+
+    def slowly(*args: Any) -> Any:
+        assert ready.wait(PATIENCE)
+        return act(*args)
+
+    monkeypatch.setattr(consumers.SessionConsumer, "_act", slowly)
+    yield ready
+    ready.set()
+
+
+def test_a_slow_action_holds_up_no_events(
+    play: Callable[[Scenario], None], slow_database: threading.Event
+) -> None:
+    async def scenario(socket: Socket) -> None:
+        async with socket.opened():
+            for action_id in ("first", "second"):
+                await socket.say(action="chat.get_status", task_id="x", action_id=action_id)
+            await socket.append(2)
+            assert await socket.seqs(2) == [1, 2]
+            slow_database.set()
+            results = [(await socket.heard())["data"]["action_id"] for _ in range(2)]
+            assert results == ["first", "second"]
+
+    play(scenario)
+
+
+def test_what_was_said_before_leaving_is_done(
+    committed_tenant: Tenant, slow_database: threading.Event
+) -> None:
+    socket = Socket(committed_tenant.pk)
+    agent_id = str(make_agent(committed_tenant).pk)
+
+    async def scenario() -> None:
+        async with socket.opened():
+            await socket.say(action="chat.send_message", agent_id=agent_id, message="Hello?")
+            assert socket.wire is not None
+            await socket.wire.send_input({"type": "websocket.disconnect", "code": 1000})
+            slow_database.set()
+
+    aio.run(scenario())
+    assert Task.unscoped.count() == 1
+
+
+def test_more_than_a_burst_of_frames_is_refused(play: Callable[[Scenario], None]) -> None:
+    async def scenario(socket: Socket) -> None:
+        async with socket.opened():
+            for _ in range(BURST + 5):
+                await socket.say(action="ping")
+            events = []
+            while (event := await socket.heard())["event"] == "pong":
+                events.append(event)
+            assert len(events) <= BURST
+            assert event["data"]["type"] == "RateLimited"
+            assert socket.wire is not None
+            assert (await socket.wire.receive_output(PATIENCE))["code"] == 4429
+
+    play(scenario)
+
+
+# --- Signs of life, and moving on --------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick_pings(settings: Any) -> None:
+    settings.WEBSOCKET_PING_INTERVAL = 0.05
+    settings.WEBSOCKET_PING_TIMEOUT = 0.2
+
+
+@pytest.mark.usefixtures("quick_pings")
+def test_a_client_that_gives_no_sign_of_life_is_refused(play: Callable[[Scenario], None]) -> None:
+    async def scenario(socket: Socket) -> None:
+        async with socket.opened():
+            while (event := await socket.heard())["event"] == "ping":
+                pass
+            assert (event["event"], event["data"]["type"]) == ("error", "NoSignOfLife")
+            assert socket.wire is not None
+            assert (await socket.wire.receive_output(PATIENCE))["code"] == 4408
+
+    play(scenario)
+
+
+@pytest.mark.usefixtures("quick_pings")
+@pytest.mark.parametrize("sign", ["message", "pong"])
+def test_a_client_that_answers_stays(play: Callable[[Scenario], None], sign: str) -> None:
+    async def scenario(socket: Socket) -> None:
+        link = Link()
+        async with socket.opened(link=link):
+            for _ in range(30):
+                event = await socket.heard()
+                if event["event"] == "pong":
+                    continue
+                assert event["event"] == "ping"
+                if sign == "pong":
+                    link.heard()
+                else:
+                    await socket.say(action="ping")
+
+    play(scenario)
+
+
+def test_an_old_socket_moves_on(play: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(socket: Socket) -> None:
+        async with socket.opened():
+            await socket.sent_away()
+
+    monkeypatch.setattr(keepers, "LIFE_SECONDS", 0.01)
+    play(scenario)
+
+
+@pytest.fixture
+def own_keeper() -> Iterator[None]:
+    """What stops for good is not what the other tests go on with."""
+    keepers.keeper.cache_clear()
+    yield
+    keepers.keeper.cache_clear()
+
+
+@pytest.mark.usefixtures("own_keeper")
+def test_when_the_process_stops_every_socket_moves_on(play: Callable[[Scenario], None]) -> None:
+    async def scenario(socket: Socket) -> None:
+        async with socket.opened():
+            await keepers.keeper().leave()
+            await socket.sent_away()
+        assert socket.wire is not None
+        late = Socket(socket.tenant_id)
+        late.wire = WebsocketCommunicator(URLRouter(websocket_urlpatterns), f"/ws/{late.tenant_id}/s-late")
+        assert (await late.wire.connect(PATIENCE))[0]
+        await late.sent_away()
+        await late.wire.disconnect(timeout=PATIENCE)
+
+    play(scenario)
+
+
+def test_one_more_than_there_is_room_for_is_refused(play: Callable[[Scenario], None], settings: Any) -> None:
+    async def scenario(socket: Socket) -> None:
+        settings.MAX_WEBSOCKET_CONNECTIONS = 2
+        others = [Socket(socket.tenant_id) for _ in range(2)]
+        async with others[0].opened():
+            async with others[1].opened():
+                path = f"/ws/{socket.tenant_id}/{socket.session_id}"
+                wire = WebsocketCommunicator(URLRouter(websocket_urlpatterns), path)
+                assert (await wire.connect(PATIENCE))[0]
+                assert await refusal(wire) == ("TooManyConnections", 4429)
+                await wire.disconnect(timeout=PATIENCE)
+            async with socket.opened():
+                await socket.append()
+                assert await socket.seqs(1) == [1]
+
+    play(scenario)

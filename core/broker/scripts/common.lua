@@ -22,11 +22,14 @@
 --   R:workers     zset    worker -> ms until which its leases live
 --   R:w:WORKER    hash    delivery tag -> "<domain>|<tenant>|<queue>|<entry>": the worker's leases
 --   R:held        hash    correlation id -> "<worker>|<delivery tag>"
+--   R:waiting     set     correlation ids of what waits in lists and in `delayed`
 --   R:dead        list    what nobody could read, newest first: "<queue>|<reason>|<message>"
 --
 -- Invariants, whatever the history of calls:
 --   a message is in exactly one of a list, `delayed`, a worker's hash and `dead`, or it was acked;
 --   waiting[T] is the sum of the lengths of T's lists, and total the sum of all waiting;
+--   whose message waits or is leased is found in `waiting` or `held` by its correlation id (of two
+--   messages with the same one, the first that leaves takes it out);
 --   running[T] is the number of T's leases, leased the sum of all, and a lease is given only below
 --   the cap;
 --   a tenant with work and room is in the ring, or has just been popped from it: then a lease
@@ -68,10 +71,19 @@ local function wake(root, domain, tenant)
 end
 
 local ENTRY = '^(%d+)|(%d)|([^|]*)|([^|]*)|(.*)$'
+local ENTRY_CORRELATION = '^%d+|%d|[^|]*|([^|]*)|'
 local ENTRY_MESSAGE = '^%d+|%d|[^|]*|[^|]*|(.*)$'
 
+-- Whether the broker has the message of an entry: so it says who asks by its correlation id.
+local function note(root, command, entry)
+  local correlation = string.match(entry, ENTRY_CORRELATION)
+  if correlation and correlation ~= '' then redis.call(command, root .. ':waiting', correlation) end
+end
+
 -- A waiting message more: at the tail of its queue, or back at the head.
-local function push(P, tenant, queue, rank, entry, at_head)
+local function push(root, domain, tenant, queue, rank, entry, at_head)
+  local P = root .. ':' .. domain
+  note(root, 'SADD', entry)
   redis.call(at_head and 'RPUSH' or 'LPUSH', P .. ':m:' .. queue, entry)
   redis.call('ZADD', P .. ':q:' .. tenant, rank, queue)
   redis.call('ZINCRBY', P .. ':waiting', 1, tenant)
@@ -157,7 +169,10 @@ local function serve(root, domain, tenant, start, worker)
   redis.call('INCR', P .. ':leased')
   redis.call('HSET', root .. ':w:' .. worker.name, tag, table.concat({domain, tenant, best, entry}, '|'))
   redis.call('ZADD', root .. ':workers', now_ms() + worker.lease_ms, worker.name)
-  if correlation ~= '' then redis.call('HSET', root .. ':held', correlation, worker.name .. '|' .. tag) end
+  if correlation ~= '' then
+    redis.call('SREM', root .. ':waiting', correlation)
+    redis.call('HSET', root .. ':held', correlation, worker.name .. '|' .. tag)
+  end
   -- As `wake` does it, with what is known here already.
   local finish = start + 1 / weight
   redis.call('HSET', P .. ':finish', tenant, exact(finish))

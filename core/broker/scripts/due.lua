@@ -11,7 +11,7 @@ for index = 3, #ARGV do
     redis.call('ZREM', P .. ':delayed', member)
     local tenant, queue, entry = string.match(member, '^([^|]*)|([^|]*)|(.*)$')
     local _, rank = string.match(entry, ENTRY)
-    push(P, tenant, queue, rank, entry, false)
+    push(root, domain, tenant, queue, rank, entry, false)
     wake(root, domain, tenant)
   end
   most = math.max(most, #due)

@@ -7,6 +7,11 @@ local P, count = root .. ':' .. domain, 0
 local queues = ARGV[4] ~= '' and {ARGV[4]} or redis.call('ZRANGE', P .. ':q:' .. tenant, 0, -1)
 for _, queue in ipairs(queues) do
   local length = redis.call('LLEN', P .. ':m:' .. queue)
+  for first = 0, length - 1, 1000 do
+    for _, entry in ipairs(redis.call('LRANGE', P .. ':m:' .. queue, first, first + 999)) do
+      note(root, 'SREM', entry)
+    end
+  end
   redis.call('DEL', P .. ':m:' .. queue)
   redis.call('ZREM', P .. ':q:' .. tenant, queue)
   count = count + length
@@ -16,6 +21,7 @@ local delayed = 0
 for _, member in ipairs(ARGV[4] ~= '' and redis.call('ZRANGE', P .. ':delayed', 0, -1) or {}) do
   if string.match(member, '^[^|]*|([^|]*)|') == ARGV[4] then
     delayed = delayed + redis.call('ZREM', P .. ':delayed', member)
+    note(root, 'SREM', string.match(member, '^[^|]*|[^|]*|(.*)$'))
   end
 end
 if count > 0 then

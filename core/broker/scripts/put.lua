@@ -7,7 +7,8 @@ local P, now, due = root .. ':' .. domain, now_ms(), tonumber(ARGV[9])
 local entry = table.concat({exact(math.max(now, due)), rank, ARGV[6], ARGV[7], ARGV[8]}, '|')
 if due > now then
   redis.call('ZADD', P .. ':delayed', due, tenant .. '|' .. queue .. '|' .. entry)
+  note(root, 'SADD', entry)
 else
-  push(P, tenant, queue, rank, entry, false)
+  push(root, domain, tenant, queue, rank, entry, false)
   wake(root, domain, tenant)
 end

@@ -23,7 +23,7 @@ local function newer(one, other)
 end
 table.sort(leases, newer)
 for _, lease in ipairs(leases) do
-  push(root .. ':' .. lease.domain, lease.tenant, lease.queue, lease.rank, lease.entry, true)
+  push(root, lease.domain, lease.tenant, lease.queue, lease.rank, lease.entry, true)
   wake(root, lease.domain, lease.tenant)
 end
 if redis.call('EXISTS', root .. ':w:' .. worker) == 0 then redis.call('ZREM', root .. ':workers', worker) end

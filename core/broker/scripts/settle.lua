@@ -10,7 +10,7 @@ local root, to = ARGV[1], ARGV[4]
 local lease = release(root, ARGV[2], ARGV[3])
 if not lease then return 0 end
 if to == 'head' then
-  push(root .. ':' .. lease.domain, lease.tenant, lease.queue, lease.rank, lease.entry, true)
+  push(root, lease.domain, lease.tenant, lease.queue, lease.rank, lease.entry, true)
 elseif to ~= '' then
   redis.call('LPUSH', root .. ':dead', lease.queue .. '|' .. to .. '|' .. string.match(lease.entry, ENTRY_MESSAGE))
 end

@@ -75,6 +75,7 @@ class Command(BaseCommand):
         key = f"{ROOT}:{domain}:delayed"
         for member, _due in client.zscan_iter(key, match=f"{tenant}|*", count=1000):
             delayed += int(client.zrem(key, member))
+            client.srem(f"{ROOT}:waiting", member.split(b"|")[5])  # its correlation id
         self.stdout.write(
             f"{domain}: {cancelled} tasks cancelled, {waiting} waiting and {delayed} delayed messages gone"
         )

@@ -20,7 +20,7 @@ const CONNECT_MS = 15_000;
 const ASK_MS = 25_000; // of silence, before we ask whether anybody is there
 const SILENCE_MS = 45_000; // of silence, before we believe that nobody is
 const PROBE_MS = 5_000;
-const RENEW_MS = 12 * 60 * 60 * 1000; // a token is good for a day, and a new connection renews it
+const MOVE_MS = 5_000; // within which those come back whom a server that stops sends away
 const OPEN = new Set(["waiting", "running", "cancelling"]);
 
 const fill = (text, values) => text.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
@@ -40,6 +40,9 @@ function nextFrame(write) {
 
 /** Backoff: 1 s, growing by half up to 30 s, spread so that clients do not come back in step. */
 const backoff = (failures) => Math.min(30_000, 1000 * 1.5 ** failures) * (0.5 + Math.random() / 2);
+
+/** So that not all of those who are sent away come back at once. */
+const jitter = () => MOVE_MS * Math.random();
 
 /** Unicode code points, in which the server counts its offsets. */
 const codePoints = (text) => text.length - (text.match(/[\uD800-\uDBFF][\uDC00-\uDFFF]/g)?.length ?? 0);
@@ -108,9 +111,10 @@ class Memory {
 
 /** A request that did not succeed; `status` 0: no answer came. */
 class Refusal extends Error {
-  constructor(status, message, seconds) {
-    super(message);
+  constructor(status, error, seconds) {
+    super(error?.message);
     this.status = status;
+    this.type = error?.type;
     this.seconds = seconds;
   }
 
@@ -150,7 +154,7 @@ async function call(method, path, { fields, headers } = {}) {
   const answer = await response.json().catch(() => null);
   if (response.ok && answer) return answer;
   const seconds = Number.parseInt(response.headers.get("Retry-After"), 10);
-  throw new Refusal(response.status || 502, answer?.error?.message, seconds);
+  throw new Refusal(response.status || 502, answer?.error, seconds);
 }
 
 // --- text to nodes -----------------------------------------------------------------------------
@@ -511,7 +515,14 @@ class Turn {
   resume(text) {
     this.prose.set(text);
     this.#points = codePoints(text);
-    this.to("running");
+    if (this.phase !== "cancelling") this.to("running");
+  }
+
+  /** The attempt was given up, and another one will begin. */
+  requeue() {
+    this.prose.set("");
+    this.#points = 0;
+    if (this.phase !== "cancelling") this.to("waiting");
   }
 
   finish(text, reason) {
@@ -611,18 +622,14 @@ class Line {
       return;
     }
     if (message.event === "reconnect") {
-      this.#again(Math.random() * 2000);
+      this.#again(jitter());
       return;
     }
     if (message.event === "connection_established") {
       this.#failures = 0;
       this.owner.changed(true);
     }
-    if (message.event === "ping") {
-      this.say({ action: "ping" });
-      // Held open for half a day: a new connection brings a new token.
-      if (Date.now() - this.#began > RENEW_MS) this.#again(Math.random() * 2000);
-    }
+    if (message.event === "ping") this.say({ action: "ping" });
     this.owner.hear(message);
   }
 
@@ -631,7 +638,11 @@ class Line {
     if ([4400, 4403, 4404].includes(code)) {
       this.#wanted = false;
       this.owner.refused();
+    } else if (code === 1012) {
+      this.#again(jitter()); // the server stops, and another one takes its place
     } else {
+      // Away for a moment (1013), or we were silent (4408), slow (4409), or one too many (4429): what was
+      // missed comes after the cursor.
       this.#again(code === 4429 ? 5000 + backoff(this.#failures) : backoff(this.#failures));
     }
   }
@@ -791,7 +802,8 @@ class Chat {
   }
 
   #refused(turn, refusal) {
-    if (this.#session && [403, 404, 409].includes(refusal.status)) {
+    const busy = refusal.type === "SessionBusy"; // with a message of another tab
+    if (this.#session && !busy && [403, 404, 409].includes(refusal.status)) {
       // The conversation is closed to us: the message opens a new one.
       this.#end(strings.ended);
       this.#sendAnew(turn);
@@ -1057,7 +1069,6 @@ class Chat {
     if (event === "connection_established") this.#established(data);
     else if (event === "snapshot") this.#snapshot(data);
     else if (event === "ping") this.#look();
-    else if (event === "error") this.#say(data?.message ?? strings.unexpected);
     if (typeof seq !== "number" || seq <= this.#cursor) return;
     this.#cursor = seq;
     if (task) this.#happened(event, seq, task, data ?? {});
@@ -1075,13 +1086,16 @@ class Chat {
 
   /** The log does not reach back to where we are: this is how things stand instead. */
   #snapshot({ messages, running, last_seq: lastSeq }) {
-    for (const turn of this.#turns.values()) turn.element.remove();
-    this.#turns.clear();
     this.#cursor = lastSeq;
     this.#learn(messages ?? []);
+    // In the order in which they were said, behind those that are older than what we are told.
+    for (const { task_id: task } of messages ?? []) {
+      const turn = this.#turns.get(task);
+      if (turn) this.#list.append(turn.element);
+    }
     if (running) {
       const turn = this.#turnOf(running.task_id);
-      turn.resume(running.text);
+      if (turn.open) turn.resume(running.text);
       turn.startedSeq = 1; // unknown, and no longer in the log: a reload asks for a snapshot again
     }
     if (this.#unsent) this.#list.append(this.#unsent.element);
@@ -1111,7 +1125,8 @@ class Chat {
   #moved(turn, status) {
     if (status === "cancelling") turn.to("cancelling", strings.stopping);
     else if (status === "cancelled") turn.finish(turn.prose.text, "cancelled");
-    else if (status === "waiting" || status === "queued") turn.to("waiting");
+    else if (status === "queued") turn.requeue();
+    else if (status === "waiting") turn.to("waiting");
   }
 
   /** Do what may end the turn, and say so if it did. */

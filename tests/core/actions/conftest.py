@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import uuid
 from collections.abc import Callable, Iterator
@@ -13,8 +14,9 @@ from kombu import pools
 
 from core import valkey
 from core.actions import registry
-from core.actions.base import Action, Result
+from core.actions.base import Action, Result, Settlement
 from core.broker.scripts import ROOT
+from core.models import Task
 
 
 class NoteResult(Result):
@@ -44,6 +46,14 @@ class LocalAction(Action[None]):
     """A verb without a queue."""
 
     verb = "test.local"
+
+
+def left_nothing(action: Any, task: Task) -> Settlement:
+    return Settlement(Task.Status.FAILED)
+
+
+# Of work whose dead attempts leave nothing, unless a test says otherwise.
+works = functools.partial(registry.works, abandoned=left_nothing)
 
 
 @pytest.fixture

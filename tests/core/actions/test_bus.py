@@ -10,12 +10,12 @@ from django.db import DatabaseError, OperationalError, connection, transaction
 from pydantic import ValidationError
 
 from core.actions.bus import answer, enqueue, execute, publish_task
-from core.actions.registry import handles, works
+from core.actions.registry import handles
 from core.errors import Conflict, NotFound
 from core.models import Task, Tenant
 from core.queues.names import NORMAL, Priority
 from core.tenancy import NoTenantScope, tenant_scope
-from tests.core.actions.conftest import EchoAction, LocalAction, NoteAction, NoteResult, Waiting
+from tests.core.actions.conftest import EchoAction, LocalAction, NoteAction, NoteResult, Waiting, works
 from tests.factories import make_task
 
 pytestmark = pytest.mark.usefixtures("verbs")
@@ -243,7 +243,7 @@ def test_a_task_waits_while_the_broker_is_away(committed_tenant: Tenant) -> None
 def test_publishing_late_does_not_turn_a_claimed_task_back(committed_tenant: Tenant) -> None:
     with tenant_scope(committed_tenant.pk):
         task = enqueue(NoteAction())
-    Task.claim(task.pk, committed_tenant.pk)
+    Task.claim(task.pk, committed_tenant.pk, 60)
     publish_task(task)
     task.refresh_from_db()
     assert task.status == "processing"
@@ -269,4 +269,4 @@ def test_a_task_that_cannot_be_marked_as_queued_is_published_and_its_caller_serv
     task = Task.unscoped.get(action="test.note")
     assert task.status == "pending"
     assert len(waiting("orchestrator", task.pk)) == 1
-    assert Task.claim(task.pk, committed_tenant.pk) is not None
+    assert Task.claim(task.pk, committed_tenant.pk, 60) is not None

@@ -6,22 +6,28 @@ import asyncio
 import threading
 import uuid
 from collections.abc import Coroutine, Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import pytest
 
 from core import aio, valkey
-from core.actions import cancellation
-from core.actions.cancellation import hint, until_cancelled, watching
+from core.actions import cancellation, running
+from core.actions.cancellation import hint
+from core.actions.running import Stopped, StopReason, until_stopped
 
 PATIENCE = 10
 T = TypeVar("T")
 
 
-def run_until_cancelled(task_id: uuid.UUID, coroutine: Coroutine[Any, Any, T]) -> T:
+def run_until_stopped(task_id: uuid.UUID, coroutine: Coroutine[Any, Any, T]) -> T:
     """As a Celery thread awaits a run on the process's loop."""
-    return aio.run(until_cancelled(task_id, coroutine))
+    return aio.run(until_stopped(task_id, coroutine))
+
+
+@pytest.fixture(autouse=True)
+def listening() -> None:
+    cancellation.listen()
 
 
 @pytest.fixture
@@ -31,7 +37,7 @@ def thread() -> Iterator[ThreadPoolExecutor]:
 
 
 class Run:
-    """A coroutine that never ends by itself, watched in a thread of its own."""
+    """A coroutine that never ends by itself, run in a thread of its own."""
 
     def __init__(self) -> None:
         self.task_id = uuid.uuid4()
@@ -40,9 +46,9 @@ class Run:
         self.may_end = threading.Event()
         self.cancelled = 0
 
-    def watched(self) -> str:
-        with watching(self.task_id):
-            return run_until_cancelled(self.task_id, self.forever())
+    def whole(self) -> str:
+        with running.running(self.task_id):
+            return run_until_stopped(self.task_id, self.forever())
 
     async def forever(self) -> str:
         self.started.set()
@@ -65,7 +71,7 @@ def every_hint_so_far_has_arrived() -> None:
     marker = Run()
     marker.may_end.set()
     with ThreadPoolExecutor(1) as threads:
-        end = threads.submit(marker.watched)
+        end = threads.submit(marker.whole)
         assert marker.started.wait(PATIENCE)
         hint(marker.task_id)
         assert end.result(PATIENCE) == "the text so far"
@@ -73,7 +79,7 @@ def every_hint_so_far_has_arrived() -> None:
 
 def test_a_hint_cancels_the_coroutine_and_lets_it_say_its_last_words(thread: ThreadPoolExecutor) -> None:
     run = Run()
-    end = thread.submit(run.watched)
+    end = thread.submit(run.whole)
     assert run.started.wait(PATIENCE)
     hint(run.task_id)
     assert run.last_words.wait(PATIENCE)
@@ -83,7 +89,7 @@ def test_a_hint_cancels_the_coroutine_and_lets_it_say_its_last_words(thread: Thr
 
 def test_a_second_hint_does_not_disturb_the_last_words(thread: ThreadPoolExecutor) -> None:
     run = Run()
-    end = thread.submit(run.watched)
+    end = thread.submit(run.whole)
     assert run.started.wait(PATIENCE)
     hint(run.task_id)
     assert run.last_words.wait(PATIENCE)
@@ -95,22 +101,23 @@ def test_a_second_hint_does_not_disturb_the_last_words(thread: ThreadPoolExecuto
     assert run.cancelled == 1
 
 
-def test_a_coroutine_that_does_not_catch_it_ends_with_cancelled_error(thread: ThreadPoolExecutor) -> None:
+def test_a_coroutine_that_does_not_catch_it_ends_as_stopped(thread: ThreadPoolExecutor) -> None:
     task_id, started = uuid.uuid4(), threading.Event()
 
     async def forever() -> None:
         started.set()
         await asyncio.Event().wait()
 
-    def watched() -> None:
-        with watching(task_id):
-            run_until_cancelled(task_id, forever())
+    def whole() -> None:
+        with running.running(task_id):
+            run_until_stopped(task_id, forever())
 
-    end = thread.submit(watched)
+    end = thread.submit(whole)
     assert started.wait(PATIENCE)
     hint(task_id)
-    with pytest.raises(CancelledError):
+    with pytest.raises(Stopped) as stopped:
         end.result(PATIENCE)
+    assert stopped.value.reason == StopReason.CANCELLED
 
 
 def test_a_hint_that_comes_before_the_coroutine_is_not_lost() -> None:
@@ -120,11 +127,11 @@ def test_a_hint_that_comes_before_the_coroutine_is_not_lost() -> None:
         await asyncio.sleep(0)
         reached.append("the model was asked")
 
-    with watching(task_id):
+    with running.running(task_id):
         hint(task_id)
         every_hint_so_far_has_arrived()
-        with pytest.raises(CancelledError):
-            run_until_cancelled(task_id, run())
+        with pytest.raises(Stopped):
+            run_until_stopped(task_id, run())
     assert reached == []
 
 
@@ -134,19 +141,19 @@ def test_a_hint_after_the_end_is_harmless() -> None:
     async def run() -> str:
         return "done"
 
-    with watching(task_id):
-        assert run_until_cancelled(task_id, run()) == "done"
+    with running.running(task_id):
+        assert run_until_stopped(task_id, run()) == "done"
         hint(task_id)
         every_hint_so_far_has_arrived()
     hint(task_id)
     every_hint_so_far_has_arrived()
-    assert not cancellation._watches
+    assert not running._runs
 
 
 def test_a_hint_concerns_its_own_task_only(thread: ThreadPoolExecutor) -> None:
     run = Run()
     run.may_end.set()
-    end = thread.submit(run.watched)
+    end = thread.submit(run.whole)
     assert run.started.wait(PATIENCE)
     hint(uuid.uuid4())
     every_hint_so_far_has_arrived()
@@ -155,15 +162,15 @@ def test_a_hint_concerns_its_own_task_only(thread: ThreadPoolExecutor) -> None:
     assert end.result(PATIENCE) == "the text so far"
 
 
-def test_an_error_of_the_run_reaches_its_thread_and_the_watch_ends() -> None:
+def test_an_error_of_the_run_reaches_its_thread_and_the_process_has_it_no_more() -> None:
     task_id = uuid.uuid4()
 
     async def fail() -> None:
         raise LookupError
 
-    with pytest.raises(LookupError), watching(task_id):
-        run_until_cancelled(task_id, fail())
-    assert not cancellation._watches
+    with pytest.raises(LookupError), running.running(task_id):
+        run_until_stopped(task_id, fail())
+    assert not running._runs
 
 
 @pytest.mark.parametrize("noise", [b"", b"not a task", b"\xff\xfe"])
@@ -173,29 +180,29 @@ def test_noise_on_the_channel_does_not_deafen_the_process(
     # A channel and a listener of this test's own.
     monkeypatch.setattr(cancellation, "CHANNEL", f"nooble:test:{uuid.uuid4()}")
     monkeypatch.setattr(cancellation, "_listening", None)
+    cancellation.listen()
     run = Run()
     run.may_end.set()
-    end = thread.submit(run.watched)
+    end = thread.submit(run.whole)
     assert run.started.wait(PATIENCE)
     valkey.client().publish(cancellation.CHANNEL, noise)
     hint(run.task_id)
     try:
         assert end.result(PATIENCE) == "the text so far"
     finally:
-        for watch in list(cancellation._watches.values()):
-            aio.loop().call_soon_threadsafe(watch.request)
+        running.stop(run.task_id, StopReason.CANCELLED)
 
 
-def test_a_second_watch_of_a_task_is_told_so_and_disturbs_nothing(thread: ThreadPoolExecutor) -> None:
+def test_a_task_that_this_process_has_already_is_not_begun_again(thread: ThreadPoolExecutor) -> None:
     run = Run()
     run.may_end.set()
-    end = thread.submit(run.watched)
+    end = thread.submit(run.whole)
     assert run.started.wait(PATIENCE)
     for _ in range(2):
-        with watching(run.task_id) as ours:
-            assert not ours
+        with running.running(run.task_id) as again:
+            assert again is None
     hint(run.task_id)
     assert end.result(PATIENCE) == "the text so far"
-    with watching(run.task_id) as ours:
-        assert ours
-    assert not cancellation._watches
+    with running.running(run.task_id) as again:
+        assert again is not None
+    assert not running._runs

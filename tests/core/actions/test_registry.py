@@ -16,10 +16,9 @@ from core.actions.registry import (
     get_supported_actions,
     handler_of,
     handles,
-    works,
 )
 from orchestrator.actions import ChatSendMessageAction
-from tests.core.actions.conftest import EchoAction, LocalAction, NoteAction
+from tests.core.actions.conftest import EchoAction, LocalAction, NoteAction, works
 
 pytestmark = pytest.mark.usefixtures("verbs")
 

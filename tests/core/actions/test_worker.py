@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,16 +13,17 @@ from celery.exceptions import Reject
 from django.db import OperationalError, connection
 
 from core import aio
-from core.actions import cancellation, worker
+from core.actions import running, worker
 from core.actions.base import Settlement
 from core.actions.bus import enqueue
-from core.actions.registry import handles, works
+from core.actions.registry import handles
+from core.actions.running import Stopped, StopReason
 from core.actions.worker import register_tasks, run_task
 from core.errors import Conflict, NotFound
 from core.ids import uuid7
 from core.models import Task, Tenant
 from core.tenancy import NoTenantScope, current_tenant_id, tenant_scope
-from tests.core.actions.conftest import EchoAction, LocalAction, NoteAction, NoteResult, Waiting
+from tests.core.actions.conftest import EchoAction, LocalAction, NoteAction, NoteResult, Waiting, works
 from tests.factories import make_tenant
 
 pytestmark = pytest.mark.usefixtures("verbs")
@@ -119,7 +120,7 @@ def test_a_message_that_comes_during_the_run_has_no_effect(committed_tenant: Ten
     @works(NoteAction)
     def note(action: NoteAction, task: Task) -> Settlement:
         calls.append(task.attempt)
-        claimed_again = Task.claim(task.pk, task.tenant_id)
+        claimed_again = Task.claim(task.pk, task.tenant_id, 60)
         assert claimed_again is None
         return Settlement(Task.Status.COMPLETED, result={})
 
@@ -208,7 +209,7 @@ def test_a_cancelled_run_ends_cancelled(committed_tenant: Tenant) -> None:
     @works(NoteAction)
     def note(action: NoteAction, task: Task) -> Settlement:
         assert Task.ask_to_cancel(task.pk, "ada")
-        raise CancelledError
+        raise Stopped(StopReason.CANCELLED)
 
     task = enqueued(committed_tenant)
     run(task)
@@ -247,8 +248,8 @@ def test_a_worker_that_lost_its_task_writes_nothing(committed_tenant: Tenant) ->
 
     @works(NoteAction)
     def note(action: NoteAction, task: Task) -> Settlement:
-        Task.unscoped.filter(pk=task.pk).update(status="queued")  # its lease expired …
-        assert Task.claim(task.pk, task.tenant_id) is not None  # … and another one took over
+        assert task.give_back(crashed=True)  # its lease expired …
+        assert Task.claim(task.pk, task.tenant_id, 60) is not None  # … and another one took over
         return Settlement("completed", result={"text": "late"}, write=told.append, announce=told.append)
 
     task = enqueued(committed_tenant)
@@ -333,12 +334,12 @@ def test_a_message_that_comes_twice_to_one_process_does_not_disturb_the_cancel(
         order.append("the copy has gone")
 
         async def until_the_hint() -> None:
-            cancellation._watches[str(task.pk).encode()].request()  # as the listener does
+            running.stop(task.pk, StopReason.CANCELLED)  # as the listener does
             await asyncio.Event().wait()
 
         try:
-            aio.run(cancellation.until_cancelled(task.pk, until_the_hint()))
-        except CancelledError:
+            aio.run(running.until_stopped(task.pk, until_the_hint()))
+        except Stopped:
             order.append("cancelled")
         return Settlement("completed", result={})
 
@@ -351,7 +352,7 @@ def test_a_message_that_comes_twice_to_one_process_does_not_disturb_the_cancel(
 def test_a_copy_claims_nothing_while_this_process_has_the_task(committed_tenant: Tenant) -> None:
     handles(NoteAction)(raising(AssertionError("it ran")))
     task = enqueued(committed_tenant)
-    with cancellation.watching(task.pk):
+    with running.running(task.pk):
         run(task)
     assert (task.status, task.attempt) == ("queued", 0)
 
@@ -432,8 +433,8 @@ def test_a_database_that_stays_away_is_not_waited_for_for_ever(
     monkeypatch.setattr(Task, "settle", settle)
     with pytest.raises(OperationalError):
         run_task(str(task.pk), task.tenant_id)
-    assert len(tries) == worker.SETTLE_TRIES
-    assert not cancellation._watches
+    assert len(tries) == worker.AWAY_TRIES
+    assert not running._runs
 
 
 @pytest.mark.usefixtures("impatient")
@@ -444,7 +445,7 @@ def test_a_task_that_cannot_be_claimed_goes_back_to_its_queue(committed_tenant: 
     with pytest.raises(Reject) as rejected:
         run_task(str(task.pk), task.tenant_id)
     assert rejected.value.requeue is True
-    assert not cancellation._watches
+    assert not running._runs
     connection.close()  # as Celery does before its next task
     task.refresh_from_db()
     assert (task.status, task.attempt) == ("queued", 0)

@@ -40,6 +40,8 @@ def _fill(tenant: Tenant) -> None:
     UsageRecord.unscoped.create(
         tenant=tenant,
         task=task,
+        attempt=1,
+        call=1,
         agent_id=agent.pk,
         session_id=session.key,
         provider="scripted",

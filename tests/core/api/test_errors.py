@@ -9,7 +9,7 @@ import pytest
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.db import IntegrityError, InterfaceError, OperationalError
 from django.http import Http404
-from django.test import RequestFactory
+from django.test import Client, RequestFactory
 from django.utils import translation
 from pydantic import BaseModel, ValidationError
 from redis.exceptions import ConnectionError as ValkeyConnectionError
@@ -18,6 +18,7 @@ from rest_framework import exceptions as drf
 
 from core import errors
 from core.api.errors import bad_request, exception_handler, headers_of, named, not_found, server_error
+from orchestrator.views.pages import FrontPageView
 
 
 class Shape(BaseModel):
@@ -121,3 +122,30 @@ def test_every_named_error_has_a_status_and_a_message() -> None:
     for kind in below(errors.NoobleError):
         assert 400 <= kind.http_status < 600
         assert str(kind.default_message)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "status", "headers"),
+    [
+        (OperationalError("10.0.0.7"), "ServiceUnavailable", 503, {"Retry-After": "5"}),
+        (ValkeyTimeout("10.0.0.7"), "ServiceUnavailable", 503, {"Retry-After": "5"}),
+        (ZeroDivisionError("plum"), "InternalError", 500, {}),
+    ],
+)
+def test_what_breaks_a_page_is_named_too(
+    client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    kind: str,
+    status: int,
+    headers: dict[str, str],
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(FrontPageView, "get", broken)
+    client.raise_request_exception = False
+    response = client.get("/")
+    assert (response.status_code, response.json()["error"]["type"]) == (status, kind)
+    assert headers.items() <= response.headers.items()
+    assert "10.0.0.7" not in response.content.decode()

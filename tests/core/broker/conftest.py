@@ -57,6 +57,7 @@ def quiet(keeper: Keeper | None) -> None:
             keeper._thread.join(20)
         atexit.unregister(keeper.give_back)
         keeper.client.connection_pool.disconnect()
+        keeper.publishing.connection_pool.disconnect()
 
 
 @pytest.fixture

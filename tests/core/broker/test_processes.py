@@ -19,7 +19,8 @@ from celery import Celery
 from django.test import override_settings
 
 from core.broker import keeper as keeper_module
-from core.broker.keeper import LEASE_SECONDS, Keeper
+from core.broker.keeper import Keeper
+from core.leases import LEASE_SECONDS
 from core.broker.scripts import ROOT
 from nooble.embedded import die_with_parent
 from tests.core.broker.conftest import quiet

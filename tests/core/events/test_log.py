@@ -66,11 +66,25 @@ def lose(session: str) -> None:
 
 def keys_of(session: str) -> list[str]:
     name = session_name("demo", session)
-    return [log._log(name), log._marks(name), f"nooble:closed:{{{name}}}"]
+    return [log._log(name), log._marks(name), f"nooble:closed:{{{name}}}", log._answer(name)]
 
 
 def seqs(session: str, after: int = 0, limit: int = 10_000) -> list[int]:
     return [seq for seq, _ in aio.run(log.read(session_name("demo", session), after, limit))]
+
+
+def kept_seqs(session: str) -> list[int]:
+    """What the log holds, with or without holes."""
+    entries: Any = valkey.client().xrange(log._log(session_name("demo", session)))
+    return [int(entry_id.split(b"-")[0]) for entry_id, _ in entries]
+
+
+def hole(session: str, after: int) -> bool:
+    try:
+        seqs(session, after)
+    except log.Hole:
+        return True
+    return False
 
 
 def test_seqs_count_from_one(session: str) -> None:
@@ -105,7 +119,7 @@ def test_reading_goes_on_after_a_seq_and_stops_at_the_limit(session: str) -> Non
         append(session)
     assert seqs(session, after=2) == [3, 4, 5]
     assert seqs(session, after=2, limit=2) == [3, 4]
-    assert seqs(session, after=5) == seqs(session, after=99) == []
+    assert seqs(session, after=5) == []
 
 
 def test_fifty_appenders_at_once_leave_no_hole_and_no_twin(session: str) -> None:
@@ -229,10 +243,10 @@ def test_any_order_of_events_keeps_the_logs_promises(steps: list[tuple[int, str,
 
 def test_a_log_lives_for_a_day_after_its_last_event(session: str) -> None:
     append(session, "task")
-    for key in keys_of(session):
-        assert valkey.client().expire(key, 60)
+    keys = [key for key in keys_of(session) if valkey.client().expire(key, 60)]
+    assert len(keys) == 3
     append(session, "task", task_id=uuid.uuid4())
-    for key in keys_of(session):
+    for key in keys:
         assert 24 * 60 * 60 - 60 <= valkey.client().ttl(key) <= 24 * 60 * 60
 
 
@@ -253,10 +267,13 @@ def test_a_long_log_forgets_its_beginning_and_keeps_counting(
             await log.append(event(session), floor=0)
 
     aio.run(many())
-    kept = seqs(session)
+    kept = kept_seqs(session)
     assert 100 <= len(kept) < 300  # Valkey trims whole nodes of 100
     assert kept == list(range(501 - len(kept), 501))
     assert append(session) == 501
+    assert seqs(session, after=kept[0] - 1) == [*kept, 501]
+    assert hole(session, after=kept[0] - 2)
+    assert hole(session, after=0)
 
 
 @pytest.mark.parametrize("closes", KINDS)
@@ -326,13 +343,121 @@ def test_a_lost_log_goes_on_far_above_its_floor(session: str) -> None:
         append(session)
     lose(session)
     assert append_above(session, floor=3) == 3 + log.GAP + 1
-    # It lives again: no floor moves it.
-    assert [append_above(session, floor) for floor in (0, 3, 10 * log.GAP)] == [
+    # It lives again: no floor that it has passed moves it.
+    assert [append_above(session, floor) for floor in (0, 3, 3 + log.GAP + 3)] == [
         3 + log.GAP + 2,
         3 + log.GAP + 3,
         3 + log.GAP + 4,
     ]
-    assert len(seqs(session)) == 4
+    assert len(kept_seqs(session)) == 4
+
+
+def test_a_log_that_came_back_without_its_end_goes_on_far_above_what_was_given(session: str) -> None:
+    """Valkey may come back as it was a second ago."""
+    for _ in range(5):
+        append(session)
+    assert append_above(session, floor=8) == 8 + log.GAP + 1
+    assert append_above(session, floor=8) == 8 + log.GAP + 2
+    assert seqs(session, after=3) == [4, 5]
+    assert hole(session, after=5)
+
+
+def test_a_new_logs_first_event_is_the_first_whatever_a_run_thinks_of_its_session(session: str) -> None:
+    log.begin(session_name("demo", session))
+    assert append_above(session, floor=1) == 1
+
+
+def test_marks_that_are_lost_alone_are_found_again_above_the_log(session: str) -> None:
+    for _ in range(5):
+        append(session)
+    name = session_name("demo", session)
+    assert valkey.client().delete(log._marks(name))
+    assert seqs(session, after=3) == [4, 5]
+    assert hole(session, after=5), "nobody knows whether there was a sixth"
+    assert append_above(session, floor=2) == 5 + log.GAP + 1
+    assert seqs(session, after=3) == [4, 5]
+    assert hole(session, after=5)
+    assert seqs(session, after=5 + log.GAP) == [5 + log.GAP + 1]
+
+
+def test_a_log_that_is_lost_alone_is_a_hole_to_who_has_not_read_it(session: str) -> None:
+    for _ in range(5):
+        append(session)
+    assert valkey.client().delete(log._log(session_name("demo", session)))
+    assert [after for after in range(7) if hole(session, after)] == [0, 1, 2, 3, 4, 6]
+    assert append(session) == 6
+    assert seqs(session, after=5) == [6]
+    assert [after for after in range(8) if hole(session, after)] == [0, 1, 2, 3, 4, 7]
+
+
+def test_a_log_and_marks_that_are_lost_are_a_hole_to_who_has_read_something(session: str) -> None:
+    for _ in range(5):
+        append(session)
+    lose(session)
+    assert [after for after in range(7) if hole(session, after)] == [1, 2, 3, 4, 5, 6]
+    log.revive(session_name("demo", session), floor=3)
+    assert all(hole(session, after) for after in range(7))
+    assert seqs(session, after=3 + log.GAP) == []
+
+
+def test_who_is_ahead_of_the_log_has_heard_what_was_lost(session: str) -> None:
+    append(session)
+    assert hole(session, after=2)
+    assert hole(session, after=10**15)
+
+
+@hypothesis_settings(max_examples=40)
+@given(
+    st.lists(st.sampled_from(["append", "trim", "log", "marks", "both", "read"]), max_size=12),
+    st.integers(1, 4),
+)
+def test_a_reader_misses_nothing_without_being_told(steps: list[str], limit: int) -> None:
+    """Whatever is lost: what a reader gets follows its cursor, or there is a hole."""
+    session = new_session()
+    name = session_name("demo", session)
+    cursor = appended = 0
+    for step in steps:
+        if step == "append":
+            appended = append_above(session, floor=appended) or 0
+        elif step == "trim":
+            valkey.client().xtrim(log._log(name), maxlen=1, approximate=False)
+        elif step == "read":
+            try:
+                got = [seq for seq, _ in aio.run(log.read(name, cursor, limit))]
+            except log.Hole:
+                cursor = aio.run(log.last_seq(name)) or log.revive(name, appended)
+                continue
+            assert got == list(range(cursor + 1, cursor + 1 + len(got)))
+            cursor += len(got)
+            if not got:
+                # Of a session that it has heard nothing of, it cannot tell that the log was lost.
+                assert cursor in (appended, 0)
+        else:
+            keys = {"log": [log._log(name)], "marks": [log._marks(name)], "both": keys_of(session)}[step]
+            valkey.client().delete(*keys)
+
+
+def test_the_tails_of_many_logs_come_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "NAMES_AT_ONCE", 3)
+    sessions = [new_session() for _ in range(8)]
+    for number, session in enumerate(sessions):
+        for _ in range(number):
+            append(session)
+    names = [session_name("demo", session) for session in sessions]
+    assert aio.run(log.tails(names)) == [None, 1, 2, 3, 4, 5, 6, 7]
+    assert aio.run(log.tails([])) == []
+
+
+def test_where_a_task_ended_is_known_while_it_is_remembered(session: str) -> None:
+    name = session_name("demo", session)
+    append(session)
+    append(session, "run")
+    assert aio.run(log.end_of(name, TASK)) is None
+    append(session, "task")
+    append(session, task_id=uuid.uuid4())
+    assert aio.run(log.end_of(name, TASK)) == log.end_of_sync(name, TASK) == 3
+    lose(session)
+    assert log.end_of_sync(name, TASK) is None
 
 
 def append_above(session: str, floor: int) -> int | None:
@@ -359,9 +484,19 @@ def test_no_seq_is_given_twice_however_often_a_log_is_lost(losses: list[tuple[in
 
 
 def test_reviving_leaves_a_log_that_lives_as_it_is(session: str) -> None:
+    name = session_name("demo", session)
     append(session)
-    assert log.revive(session_name("demo", session), floor=10 * log.GAP) == 1
-    assert append(session) == 2
+    append(session)
+    assert [log.revive(name, floor) for floor in (0, 1, 2)] == [2, 2, 2]
+    assert append(session) == 3
+
+
+def test_reviving_a_log_that_came_back_without_its_end_lifts_it(session: str) -> None:
+    name = session_name("demo", session)
+    append(session)
+    assert log.revive(name, floor=2) == 2 + log.GAP
+    assert log.revive(name, floor=2) == 2 + log.GAP
+    assert append(session) == 2 + log.GAP + 1
 
 
 def test_a_revived_log_lives_for_a_day_and_counts_from_its_tail(session: str) -> None:
@@ -392,7 +527,7 @@ def test_the_thousand_and_first_closed_task_makes_the_first_forgotten(session: s
         return [await log.append(entry, floor=0) for entry in entries]
 
     assert aio.run(many(ends[:-1])) == list(range(1, log.CLOSED_TASKS + 1))
-    _, marks, closed = keys_of(session)
+    _, marks, closed, _ = keys_of(session)
     assert valkey.client().hexists(marks, f"task:{ends[0].task_id}")
     aio.run(many(ends[-1:]))
     fields = valkey.client().hkeys(marks)
@@ -411,8 +546,8 @@ def test_a_patient_append_waits_for_valkey_and_is_done_once(
     errors: list[Exception] = [redis.ConnectionError(), OSError(), redis.TimeoutError()]
     really = log.append
 
-    async def fragile(entry: Event, attempt: int | None = None, *, floor: int | None = None) -> int | None:
-        seq = await really(entry, attempt, floor=floor)
+    async def fragile(entry: Event, attempt: int | None = None, **more: Any) -> int | None:
+        seq = await really(entry, attempt, **more)
         if errors:
             raise errors.pop()
         return seq

@@ -32,7 +32,8 @@ from execution.providers.base import (
     ProviderUnavailable,
 )
 from execution.providers.openai_wire import OpenAIWire
-from tests.execution.providers.conftest import TOKENS, Fake, RawServer
+from tests.execution.conftest import TOKENS, Fake
+from tests.execution.providers.conftest import RawServer
 
 KEY = "sk-secret-of-the-tenant"
 SHORT = Deadlines(connect=0.2, first_token=0.2, between_tokens=0.2, total=5)
@@ -578,14 +579,15 @@ class TestDeadlines:
         assert 0.2 <= time.monotonic() - started < 1
         assert (await fake.ended(model))["outcome"] == "cut"
 
-    async def test_between_tokens(self, fake: Fake) -> None:
+    @pytest.mark.parametrize("model", ["fake-stall", "fake-stall?comments=0.02"])
+    async def test_between_tokens(self, fake: Fake, model: str) -> None:
         # The wait for the first token is far longer: the timer has to come nearer with that token.
         deadlines = Deadlines(first_token=60, between_tokens=0.2, total=60)
         started = time.monotonic()
-        text, error = await failure(wire(fake.base_url), request("fake-stall", deadlines=deadlines))
+        text, error = await failure(wire(fake.base_url), request(model, deadlines=deadlines))
         assert (text, type(error)) == (answer_text(TOKENS // 2), ProviderTimeout)
         assert 0.2 <= time.monotonic() - started < 1
-        assert (await fake.ended("fake-stall"))["outcome"] == "cut"
+        assert (await fake.ended(model))["outcome"] == "cut"
 
     async def test_tokens_in_time_are_never_too_late(self, fake: Fake) -> None:
         text, _ = await answer(
@@ -631,6 +633,14 @@ class TestDeadlines:
         text, last = await answer(wire(fake.base_url), request(model, max_output_tokens=30))
         assert (text, last) == (answer_text(30), Finished("length", None))
         assert (await fake.ended(model))["outcome"] == "cut"
+
+    async def test_usage_told_on_the_way_is_not_that_of_an_answer_we_cut(
+        self, raw: RawServer, sse: Callable[..., bytes]
+    ) -> None:
+        event = '{"choices":[{"delta":{"content":"a"}}],"usage":{"prompt_tokens":1,"completion_tokens":1}}'
+        raw.answers(sse(*[event] * 9))
+        text, last = await answer(wire(raw.base_url), request(max_output_tokens=3))
+        assert (text, last) == ("aaa", Finished("length", None))
 
     async def test_an_endless_answer_without_a_limit_is_cut_too(
         self, fake: Fake, monkeypatch: pytest.MonkeyPatch

@@ -9,7 +9,7 @@ from execution.providers import registry
 from execution.providers.base import ProviderNotConfigured
 from execution.providers.openai_wire import shared_session
 from execution.providers.registry import PROVIDERS, VENDOR_BASE_URLS, Credentials, provider_for
-from tests.execution.providers.conftest import Fake
+from tests.execution.conftest import Fake
 
 LOCAL = "http://127.0.0.1:11434/v1"
 

@@ -1,0 +1,12 @@
+-- Make sure that a session's next seq is far above all that may have been given.
+--
+-- KEYS: the marks
+-- ARGV: floor: a seq that was given; gap; seconds to live
+-- Returns the log's tail.
+local tail = tonumber(redis.call('HGET', KEYS[1], 'seq'))
+if not tail or tail < tonumber(ARGV[1]) then
+  tail = ARGV[1] + ARGV[2]
+  redis.call('HSET', KEYS[1], 'seq', tail)
+end
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+return tail

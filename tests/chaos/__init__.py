@@ -1,0 +1,1 @@
+"""Faults on purpose: what is killed, frozen, cut and flushed, and the numbers that must stay 0."""
