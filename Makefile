@@ -11,7 +11,7 @@ OFFLINE := NOOBLE_ENV=test DATABASE_URL='postgresql://nobody@/nowhere?host=/none
 	REDIS_URL='unix:///nonexistent/valkey.sock?db=0' SECRET_KEY=only-for-checks-only-for-checks-only \
 	ENCRYPTION_KEYS=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=
 
-.PHONY: help run test check pages docs bench format runtime dev
+.PHONY: help run test check chaos pages docs bench format runtime dev
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -30,6 +30,9 @@ check: dev ## lint, formatting, import directions, types, missing migrations
 	@$(BIN)/lint-imports
 	@$(OFFLINE) $(BIN)/python -m mypy
 	@$(OFFLINE) $(BIN)/python -W ignore::RuntimeWarning manage.py makemigrations --check --dry-run
+
+chaos: dev ## kill, freeze and cut everything on purpose, at full size (ARGS="-k guard", CHAOS_SEED)
+	@exec env CHAOS=full $(BIN)/python -m pytest tests/chaos $(ARGS)
 
 pages: dev ## drive the chat page in headless Chromium (Debian: apt install chromium)
 	@$(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet "playwright>=1.50,<2"

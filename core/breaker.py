@@ -16,9 +16,7 @@ class Breaker:
     asked as ever: that costs no time.
     """
 
-    def __init__(
-        self, patience: float, pause: float, waited: type[Exception], away: type[Exception]
-    ) -> None:
+    def __init__(self, patience: float, pause: float, waited: type[Exception], away: type[Exception]) -> None:
         """`waited` is raised by a question that nobody answered; `away` is what the others get."""
         self._patience, self._pause = patience, pause
         self._waited, self._away = waited, away

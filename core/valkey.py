@@ -18,14 +18,7 @@ PATIENCE = 1.0  # seconds that a thread waits for an answer: it holds up somebod
 PAUSE = 1.0  # seconds for which nobody asks a server that has just not answered
 _TIMEOUTS = {"socket_timeout": 5, "socket_connect_timeout": 2}
 _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, redis.asyncio.Redis] = WeakKeyDictionary()
-
-
 _breaker = Breaker(PATIENCE, PAUSE, waited=redis.TimeoutError, away=redis.ConnectionError)
-
-
-def is_away() -> bool:
-    """Whether Valkey has just not answered a thread of this process; asks nobody."""
-    return _breaker.is_away()
 
 
 class Client(redis.Redis):

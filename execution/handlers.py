@@ -194,10 +194,11 @@ class _Calls:
 
     async def begin(self, provider: str, model: str) -> None:
         """The first call has its row already; others wait for theirs, as long as the run may take."""
-        self.outcome.calls += 1
-        self.outcome.asked = (provider, model)
-        if self.outcome.calls > 1:
-            await asyncio.to_thread(self._write_patiently, self.outcome.calls, provider, model)
+        call = self.outcome.calls + 1
+        if call > 1:
+            await asyncio.to_thread(self._write_patiently, call, provider, model)
+        # Not before: a run that was cancelled meanwhile has not made this call.
+        self.outcome.calls, self.outcome.asked = call, (provider, model)
 
     async def end(self, error: ProviderError) -> None:
         """It gave no answer: what it took stays unknown."""

@@ -50,7 +50,7 @@ from orchestrator.snapshots import snapshot
 from orchestrator.sockets.census import census
 from orchestrator.sockets.forwarding import Forwarding
 from orchestrator.sockets.inbox import MAX_FRAME, Frame, Inbox
-from orchestrator.sockets.keeper import GOING_AWAY, RECONNECT, keeper
+from orchestrator.sockets.keeper import keeper
 from orchestrator.sockets.link import EXTENSION, Link
 
 logger = logging.getLogger(__name__)
@@ -115,11 +115,19 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             await send({"type": "websocket.close", "code": 1013})
         finally:
             self._forget()
-            if self.forwarding is not None:
-                await self.forwarding.stop()
             for group in self.groups:
                 with suppress(*AWAY):
                     await self.channel_layer.group_discard(group, self.channel_name)
+            await self._forget_channel()
+
+    async def _forget_channel(self) -> None:
+        """The layer keeps a channel until somebody who waits on it is cancelled; a hint ends the wait."""
+        name = getattr(self, "channel_name", None)
+        while name is not None and name in self.channel_layer.channels:
+            waiting = asyncio.ensure_future(self.channel_receive())
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.wait({waiting})
 
     async def send(self, *args: Any, **kwargs: Any) -> None:
         """To a client that has just gone, nothing: its `disconnect` is on the way."""
@@ -175,9 +183,6 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
 
         Raises Refused.
         """
-        if keeper().is_leaving:
-            await self.end(GOING_AWAY, RECONNECT)
-            return
         self.name = session_name(self.tenant_id, self.session_id)
         last_seq = await self._enter()
         if last_seq is None:
@@ -231,8 +236,10 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             await self.close(code)
 
     def _forget(self) -> None:
-        """Nobody looks after this socket any more, and it counts no more."""
+        """Nothing goes in or out any more, nobody looks after this socket, and it counts no more."""
         self.inbox.drop()
+        if self.forwarding is not None:
+            self.forwarding.stop()
         keeper().closed(self)
         if self.is_counted:
             self.is_counted = False
@@ -241,6 +248,8 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     async def websocket_disconnect(self, message: dict[str, Any]) -> None:
         """What the client said before it left is still done."""
         keeper().closed(self)
+        if self.forwarding is not None:
+            self.forwarding.stop()
         await self.inbox.finish()
         raise StopConsumer()
 
@@ -308,8 +317,9 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
                     execution_time=0.0,
                 )
             result, _error = answer(action)
-        if result.result and "websocket_url" in result.result:
-            result.result["websocket_url"] = self._address(result.result["websocket_url"])
+        for name, scheme in (("websocket_url", "ws"), ("events_url", "http")):
+            if result.result and name in result.result:
+                result.result[name] = self._address(scheme, result.result[name])
         return result
 
     def _build(self, shape: type[Action[Any]], fields: dict[str, Any]) -> Action[Any]:
@@ -322,13 +332,13 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             fields = fields | {"session_id": self.session_id}
         return shape(**fields)
 
-    def _address(self, path: str) -> str:
+    def _address(self, scheme: str, path: str) -> str:
         headers = dict(self.scope["headers"])
         proxied = settings.SECURE_PROXY_SSL_HEADER is not None
         forwarded = proxied and headers.get(b"x-forwarded-proto") == b"https"
         secure = forwarded or self.scope.get("scheme") == "wss"
         host = headers.get(b"host", b"").decode("latin-1")
-        return f"{'wss' if secure else 'ws'}://{host}{path}"
+        return f"{scheme}{'s' if secure else ''}://{host}{path}"
 
     async def _in_thread(self, function: Any, *args: Any) -> Any:
         def call() -> Any:

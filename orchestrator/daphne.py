@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from typing import Any
 
 from autobahn.exception import Disconnected
@@ -18,7 +19,7 @@ from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
 from twisted.internet.defer import Deferred
 
 from orchestrator.sockets.inbox import BURST, RATE
-from orchestrator.sockets.keeper import SLOW_READER, keeper
+from orchestrator.sockets.keeper import SLOW_READER, STALL_SECONDS, keeper
 from orchestrator.sockets.link import EXTENSION, Bucket, Link
 
 logger = logging.getLogger(__name__)
@@ -35,37 +36,28 @@ STOP_SECONDS = 3.0  # for what is under way when the process stops
 CANCEL_SECONDS = 1.0
 
 
-class TransportLink(Link):
-    """The TCP connection under a socket; Twisted's IPushProducer.
+class Valve:
+    """Whether a client takes what is written to it: Twisted's IPushProducer.
 
-    Daphne writes without waiting and reads without asking. Twisted tells the producer of a transport
-    when its buffer is over 64 KiB and when it is empty again: that says whether the client keeps up.
+    Daphne writes without waiting. Twisted tells the producer of a transport when its buffer is over
+    64 KiB, and when it is empty again.
     """
 
-    def __init__(self, protocol: SessionProtocol) -> None:
+    full = False
+
+    def __init__(self, transport: Any) -> None:
         super().__init__()
-        self._protocol = protocol
-        self._transport = protocol.transport
-        self._unanswered = 0
+        self._transport = transport
         self._full_since = 0.0
         self._outstanding_then = 0
         self._drained = asyncio.Event()
         self._drained.set()
-        # Until now this was the HTTP channel, which would stop reading for ever.
-        self._transport.unregisterProducer()
-        self._transport.registerProducer(self, True)
 
-    # From the application.
-
-    def ping(self) -> None:
-        if self._protocol.state == self._protocol.STATE_OPEN:
-            self._protocol.sendPing()
-
-    def took(self) -> None:
-        self._unanswered -= 1
-        self._read_or_not()
+    async def drained(self) -> None:
+        await self._drained.wait()
 
     def is_stalled(self, seconds: float) -> bool:
+        """Whether the client has taken next to nothing for so long. To be asked again and again."""
         if not self.full:
             return False
         outstanding = self._outstanding()
@@ -74,38 +66,62 @@ class TransportLink(Link):
             self._outstanding_then = outstanding
         return time.monotonic() - self._full_since > seconds
 
-    async def drained(self) -> None:
-        await self._drained.wait()
-
-    # From the protocol.
-
-    def came(self) -> None:
-        """A frame goes to the application."""
-        self._unanswered += 1
-        self._read_or_not()
-
-    def lost(self) -> None:
-        """The connection has ended: nobody need wait for it."""
-        self.full = False
-        self._drained.set()
-
-    # From the transport.
-
     def pauseProducing(self) -> None:
         if not self.full:
             self.full = True
             self._full_since = time.monotonic()
             self._outstanding_then = self._outstanding()
             self._drained.clear()
-            self._read_or_not()
 
     def resumeProducing(self) -> None:
         self.full = False
         self._drained.set()
-        self._read_or_not()
 
     def stopProducing(self) -> None:
-        self.lost()
+        """The connection has ended: nobody need wait for it."""
+        self.full = False
+        self._drained.set()
+
+    def _outstanding(self) -> int:
+        """Bytes that the kernel has not taken. Twisted has no public word for it; a test holds this one."""
+        transport = self._transport
+        try:
+            return int(len(transport.dataBuffer) - transport.offset + transport._tempDataLen)
+        except AttributeError:
+            return 0  # TLS has other buffers: there, time alone decides
+
+
+class TransportLink(Valve, Link):
+    """The connection under a socket. Daphne reads from it without asking, too."""
+
+    def __init__(self, protocol: SessionProtocol) -> None:
+        super().__init__(protocol.transport)
+        self._protocol = protocol
+        self._unanswered = 0
+        # Until now this was the HTTP channel, which would stop reading for ever.
+        self._transport.unregisterProducer()
+        self._transport.registerProducer(self, True)
+
+    def ping(self) -> None:
+        if self._protocol.state == self._protocol.STATE_OPEN:
+            self._protocol.sendPing()
+
+    def came(self) -> None:
+        """A frame goes to the application."""
+        self._unanswered += 1
+        self._read_or_not()
+
+    def took(self) -> None:
+        self._unanswered -= 1
+        self._read_or_not()
+
+    def pauseProducing(self) -> None:
+        super().pauseProducing()
+        self._read_or_not()
+
+    def resumeProducing(self) -> None:
+        super().resumeProducing()
+        self._read_or_not()
 
     def _read_or_not(self) -> None:
         """Read on only while answers find their way and questions do not pile up."""
@@ -114,11 +130,6 @@ class TransportLink(Link):
             self.reads = reads
             self.heard()  # what it said meanwhile is still to come
             (self._transport.resumeProducing if reads else self._transport.pauseProducing)()
-
-    def _outstanding(self) -> int:
-        """Bytes that the kernel has not taken. Twisted has no public word for it; a test holds this one."""
-        transport = self._transport
-        return int(len(transport.dataBuffer) - transport.offset + transport._tempDataLen)
 
 
 class SessionProtocol(WebSocketProtocol):  # type: ignore[misc]
@@ -190,7 +201,7 @@ class SessionProtocol(WebSocketProtocol):  # type: ignore[misc]
         self.sendCloseFrame(code=1000 if code is None else code)
 
     def onClose(self, wasClean: bool, code: int, reason: str) -> None:
-        self.link.lost()
+        self.link.stopProducing()
         super().onClose(wasClean, code, reason)
 
 
@@ -205,6 +216,17 @@ class SessionServer(Server):  # type: ignore[misc]
         if isinstance(protocol, SessionProtocol):
             scope["extensions"] = {EXTENSION: protocol.link}
         return super().create_application(protocol, scope)
+
+    async def handle_reply(self, protocol: Any, message: dict[str, Any]) -> None:
+        """A stream of events waits for its client, and gives up one that does not read it."""
+        streams = _streams(protocol)
+        if streams and protocol.producer is None:
+            protocol.registerProducer(Valve(protocol.transport), True)
+        if streams and not message.get("more_body"):
+            protocol.unregisterProducer()
+        await super().handle_reply(protocol, message)
+        if streams:
+            await _drained(protocol)
 
     def listen_success(self, port: Any) -> None:
         self._ports.append(port)
@@ -225,7 +247,8 @@ class SessionServer(Server):  # type: ignore[misc]
                 logger.warning("stopped with %d connections under way", len(under_way))
                 break
             for protocol in under_way:
-                if isinstance(protocol, WebRequest) and _is_stream(protocol) and not protocol.finished:
+                if _streams(protocol):
+                    protocol.unregisterProducer()
                     protocol.finish()
             await asyncio.sleep(0.02)
         applications = [details.get("application_instance") for details in self.connections.values()]
@@ -243,14 +266,27 @@ class SessionServer(Server):  # type: ignore[misc]
         ]
 
 
+async def _drained(request: Any) -> None:
+    """Wait until the client has read what was sent; one that does not is cut, and comes back."""
+    valve, transport = request.producer, request.transport
+    while valve is not None and valve.full:
+        if valve.is_stalled(STALL_SECONDS):
+            transport.abortConnection()
+            return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(valve.drained(), 1.0)
+
+
 def _is_running(task: asyncio.Future[Any] | None) -> bool:
     return task is not None and not task.done()
 
 
-def _is_stream(request: Any) -> bool:
-    """Whether it is answered by Server-Sent Events, which end when their client comes back elsewhere."""
-    kinds = request.responseHeaders.getRawHeaders(b"content-type", [])
-    return bool(request._response_started) and any(kind.startswith(b"text/event-stream") for kind in kinds)
+def _streams(protocol: Any) -> bool:
+    """Whether it is a request that is being answered by Server-Sent Events."""
+    if not isinstance(protocol, WebRequest) or not protocol._response_started or protocol.finished:
+        return False
+    kinds = protocol.responseHeaders.getRawHeaders(b"content-type", [])
+    return protocol.channel is not None and any(kind.startswith(b"text/event-stream") for kind in kinds)
 
 
 def install() -> None:

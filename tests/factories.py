@@ -14,6 +14,8 @@ from agents.models import Agent
 from conversations.actions import ConversationAppendAction
 from conversations.models import Message, Session
 from core.actions.bus import enqueue, execute
+from core.events import log
+from core.events.groups import session_name
 from core.ids import new_session_id
 from core.models import ApiKey, Task, Tenant, Tier
 from core.models.access import SCOPES
@@ -84,9 +86,11 @@ def make_agent(tenant: Tenant, *, slug: str | None = None, draft: bool = False, 
 
 
 def make_session(agent: Agent, key: str | None = None) -> Session:
+    """A session and its empty log, as the front door begins them."""
     session: Session = Session.unscoped.create(
         tenant_id=agent.tenant_id, key=key or new_session_id(), agent=agent
     )
+    log.begin(session_name(agent.tenant_id, session.key))
     return session
 
 

@@ -263,9 +263,7 @@ class Channel(redis.Channel):
         client, count = self.keeper.client, 0
         for tenant, _ in client.zscan_iter(f"{ROOT}:{queue}:waiting"):
             count += self.keeper.scripts.purge(args=[ROOT, queue, tenant, ""])
-        count += client.zcard(f"{ROOT}:{queue}:delayed")
-        client.delete(f"{ROOT}:{queue}:delayed")
-        return count
+        return count + int(self.keeper.scripts.purge(args=[ROOT, queue, "", ""]))
 
     def _get(self, queue: str, timeout: float | None = None) -> Any:
         if not is_domain(queue):

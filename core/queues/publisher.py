@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 
 from celery import current_app
-from kombu.exceptions import OperationalError
 
 from core import valkey
 from core.queues.names import QueueName
@@ -19,8 +18,6 @@ def publish(name: str, task_id: uuid.UUID, tenant_id: str, queue: QueueName) -> 
     second. The message carries ids only; action, payload and callback live in the row. Celery's own
     `send_task` would look up the result backend each time, which nobody uses.
     """
-    if valkey.is_away():
-        raise OperationalError("Valkey has just not answered")
     amqp = current_app.amqp
     message = amqp.create_task_message(
         str(task_id), name, kwargs={"task_id": str(task_id), "tenant_id": tenant_id}, ignore_result=True
@@ -30,5 +27,5 @@ def publish(name: str, task_id: uuid.UUID, tenant_id: str, queue: QueueName) -> 
         producer.connection._reraise_as_library_errors(),
     ):
         if not producer.connection.connected:
-            valkey.client().ping()  # kombu's own first word would wait longer for an answer
+            valkey.client().ping()  # the first word of kombu's own would wait longer for its answer
         amqp.send_task_message(producer, name, message, queue=queue_of(queue), retry=False)

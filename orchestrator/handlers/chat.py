@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from contextlib import suppress
 from typing import Any
 
@@ -19,10 +18,10 @@ from conversations.selectors import session_seq
 from core.actions.bus import enqueue, execute
 from core.actions.registry import handles
 from core.actions.tasks import TaskCancelAction
-from core.errors import CannotCancel, TaskNotFound
+from core.errors import CannotCancel
 from core.events.groups import session_name
 from core.events.log import begin, last_seq_sync, revive
-from core.ids import new_session_id, parse_uuid
+from core.ids import new_session_id
 from core.models import Task
 from core.selectors import tenant_limits
 from core.tenancy import current_tenant_id
@@ -38,6 +37,7 @@ from orchestrator.actions import (
     TaskState,
     WebSocketSendAction,
 )
+from orchestrator.selectors import chat_task
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def _begun(tenant_id: str, session_id: str, *, new: bool) -> int:
 
 @handles(ChatGetStatusAction, atomic=False)
 def get_status(action: ChatGetStatusAction) -> TaskState:
-    task = _task(action.task_id)
+    task = chat_task(action.task_id)
     return TaskState(
         task_id=task.pk,
         session_id=task.session_id,
@@ -169,7 +169,7 @@ def get_status(action: ChatGetStatusAction) -> TaskState:
 
 @handles(ChatCancelTaskAction, atomic=False)
 def cancel_task(action: ChatCancelTaskAction) -> TaskCancelled:
-    task = _task(action.task_id)
+    task = chat_task(action.task_id)
     cancelled = execute(
         TaskCancelAction(task_id=task.pk, by=action.user_id or "system", only_if_queued=action.only_if_queued)
     )
@@ -179,14 +179,3 @@ def cancel_task(action: ChatCancelTaskAction) -> TaskCancelled:
         status=cancelled.status,
         message=_("Task cancelled successfully") if done else _("The task is being cancelled"),
     )
-
-
-def _task(text: str) -> Task:
-    """The current tenant's chat task. Raises TaskNotFound."""
-    task_id: uuid.UUID | None = parse_uuid(text)
-    task: Task | None = None
-    if task_id is not None:
-        task = Task.objects.filter(pk=task_id, action=ExecuteAgentAction.verb).first()
-    if task is None:
-        raise TaskNotFound()
-    return task

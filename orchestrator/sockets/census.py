@@ -54,7 +54,12 @@ class Census:
         self._waiting.append((name, answer))
         if self._door is None:
             self._door = asyncio.create_task(self._open_door())
-        return await answer
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if answer.done() and not answer.cancelled() and not answer.exception() and answer.result()[0]:
+                self.release()  # it came in at the very moment at which nobody waited any more
+            raise
 
     def release(self) -> None:
         """The others hear of it with the next question, or the next `tell`."""

@@ -15,7 +15,13 @@ from orchestrator.sockets.link import Link
 
 logger = logging.getLogger(__name__)
 
-SLICE = 20  # events that are read at once: all that a socket holds beside what is on its way
+# How much of a log is in memory beside what is on its way to clients: so many readings at once in a
+# process, each of so many events, fewer where they are large.
+READINGS = 8
+FIRST_SLICE, LARGEST_SLICE = 8, 64  # events
+SLICE_BYTES = 64 * 1024
+
+_readings = asyncio.Semaphore(READINGS)
 
 Send = Callable[[str], Awaitable[None]]
 Snapshot = Callable[[], Awaitable[tuple[str, int]]]
@@ -38,11 +44,12 @@ class Forwarding:
         self._snapshot = snapshot
         self._order = asyncio.Lock()
         self._behind = False
+        self._is_over = False
         self._task: asyncio.Task[None] | None = None
 
     async def hear(self, seq: int, text: str) -> None:
         """A hint that carries its event: forward it if it is the next, drop a repeat, else read the log."""
-        if seq <= self.cursor:
+        if seq <= self.cursor or self._is_over:
             return
         if seq > self.cursor + 1 or self._order.locked() or self._link.full:
             self.wake()
@@ -59,18 +66,19 @@ class Forwarding:
     def wake(self) -> None:
         """Send what the log holds after the cursor."""
         self._behind = True
-        if self._task is None:
+        if self._task is None and not self._is_over:
             self._task = asyncio.create_task(self._catch_up())
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
+        """Nothing more is sent."""
+        self._is_over = True
         if self._task is not None:
             self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
 
     async def _catch_up(self) -> None:
         try:
             async with self._order:
-                while self._behind:
+                while self._behind and not self._is_over:
                     self._behind = False
                     await self._read_on()
         except (redis.RedisError, OperationalError, OSError) as error:
@@ -84,10 +92,12 @@ class Forwarding:
     async def _read_on(self) -> None:
         """Send everything after the cursor; where the log does not reach back to it, how things stand."""
         stood = False
-        while True:
+        size = FIRST_SLICE
+        while not self._is_over:
             await self._link.drained()
             try:
-                events = await log.read(self.name, self.cursor, SLICE)
+                async with _readings:
+                    read = await self._read_slice(size)
             except log.Hole:
                 if stood:
                     return  # lost again in this moment: the next look at the tails comes back to it
@@ -97,10 +107,16 @@ class Forwarding:
                 self.cursor = seq
                 await self._send(text)
                 continue
-            if not events:
+            if not read:
                 return
-            for seq, body in events:
-                if self._link.full:
-                    break  # read again when there is room
-                self.cursor = seq
-                await self._send(with_seq(body, seq))
+            size = max(1, size // 2) if read > SLICE_BYTES else min(2 * size, LARGEST_SLICE)
+
+    async def _read_slice(self, size: int) -> int:
+        """Send the next events, as far as there is room for them; gives the bytes read, 0 at the tail."""
+        events = await log.read(self.name, self.cursor, size)
+        for seq, body in events:
+            if self._link.full:
+                break  # read again when there is room
+            self.cursor = seq
+            await self._send(with_seq(body, seq))
+        return sum(len(body) for _, body in events)

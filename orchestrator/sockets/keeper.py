@@ -68,7 +68,7 @@ class Keeper:
     """Looks after every open socket of the process, by one task on the server's loop."""
 
     def __init__(self, count: Census) -> None:
-        self.is_leaving = False
+        self._is_leaving = False
         self._census = count
         self._open: dict[Socket, _Vigil] = {}
         self._beat: asyncio.Task[None] | None = None
@@ -79,18 +79,19 @@ class Keeper:
 
     def opened(self, socket: Socket) -> None:
         """Look after the socket from now on. Call it on the server's loop."""
+        if self._is_leaving:
+            self._run(socket.end(GOING_AWAY, RECONNECT))
+            return
         self._open[socket] = _Vigil()
         if self._beat is None or self._beat.done():
             self._beat = asyncio.create_task(self._beat_forever())
-        if self.is_leaving:
-            self._run(socket.end(GOING_AWAY, RECONNECT))
 
     def closed(self, socket: Socket) -> None:
         self._open.pop(socket, None)
 
     async def leave(self) -> None:
         """The process stops: every socket, also one that comes now, is told to come back and is closed."""
-        self.is_leaving = True
+        self._is_leaving = True
         for socket in list(self._open):
             self._run(socket.end(GOING_AWAY, RECONNECT))
         if self._beat is not None:

@@ -46,14 +46,20 @@ class Frame:
         return code
 
 
+def raw_connection(url: str) -> socket.socket:
+    """A connection for which the kernel reads little while its client does not read."""
+    parts = urlsplit(url)
+    connection = socket.socket()
+    connection.settimeout(PATIENCE)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+    connection.connect((parts.hostname, parts.port))
+    return connection
+
+
 class RawSocket:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        self.connection = socket.socket()
-        self.connection.settimeout(PATIENCE)
-        # The kernel shall not read much for a client that does not.
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
-        self.connection.connect((parts.hostname, parts.port))
+        self.connection = raw_connection(url)
         path = parts.path + (f"?{parts.query}" if parts.query else "")
         self.connection.sendall(
             f"GET {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

@@ -43,10 +43,16 @@ class Trap:
         }
 
     def message(
-        self, kind: str, queue: str, *, content_type: str | None = None, encoding: str = "base64"
+        self,
+        kind: str,
+        queue: str,
+        *,
+        content_type: str | None = None,
+        encoding: str = "base64",
+        body: bytes | None = None,
     ) -> bytes:
         """As kombu would have written it: a task of the platform, its body ours."""
-        body = self.bodies[kind]
+        body = self.bodies[kind] if body is None else body
         task_id = str(uuid.uuid4())
         return json.dumps(
             {
@@ -142,6 +148,7 @@ def test_a_message_of_another_kind_is_a_dead_letter(
         entry(trap.message(kind, queue)),
         entry(trap.message(kind, queue, content_type="application/json")),
         entry(trap.message(kind, queue, encoding="utf-8")),
+        entry(trap.message(kind, queue, body=b"[[], {}, {}]")),
         entry(trap.bodies[kind]),
     ]
     for number, message in enumerate(entries, start=len(letters(valkey)) + 1):

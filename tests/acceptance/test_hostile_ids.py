@@ -93,9 +93,7 @@ def bystander(stack: Stack, agent_id: str) -> Iterator[Socket]:
 
 
 @pytest.fixture(autouse=True)
-def traceless(
-    stack: Stack, bystander: Socket, valkey: redis.Redis, nothing_stored: None
-) -> Iterator[None]:
+def traceless(stack: Stack, bystander: Socket, valkey: redis.Redis, nothing_stored: None) -> Iterator[None]:
     before = traces(valkey)
     letters = valkey.llen("nooble:q:dead")
     yield
@@ -207,7 +205,7 @@ def test_a_sockets_address(stack: Stack, tenant: str, session_id: str) -> None:
 @PROPERTY
 @given(session_id=SESSIONS, tenant=SLUGS, uuid=UUIDS)
 def test_ids_that_a_socket_sends(
-    stack: Stack, agent_id: str, bystander: Socket, session_id: str, tenant: str, uuid: str
+    stack: Stack, agent_id: str, session_id: str, tenant: str, uuid: str
 ) -> None:
     actions: list[tuple[str, dict[str, Any]]] = [
         ("chat.send_message", {"agent_id": agent_id, "message": "x", "session_id": session_id}),
@@ -217,7 +215,8 @@ def test_ids_that_a_socket_sends(
         ("chat.cancel_task", {"task_id": uuid}),
         ("chat.cancel_task", {"task_id": NOBODY, "tenant_id": tenant}),
     ]
-    for action, fields in actions:
-        bystander.say(json.dumps({"action": action, **fields}))
-        answer = bystander.answer()
-        assert answer["event"] == "error" or answer["data"]["success"] is False
+    with stack.socket(new_session()) as socket:
+        for action, fields in actions:
+            socket.say(json.dumps({"action": action, **fields}))
+            answer = socket.answer()
+            assert answer["event"] == "error" or answer["data"]["success"] is False

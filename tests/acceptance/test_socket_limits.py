@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import select
 import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from bench.processes import Process
 from core.events import log
 from core.events.groups import session_name
 from nooble.embedded import services_file
-from tests.acceptance.raw import BINARY, CLOSE, PING, PONG, TEXT, RawSocket, frame, raw_socket
+from tests.acceptance.raw import BINARY, CLOSE, PING, PONG, TEXT, RawSocket, frame, raw_connection, raw_socket
 from tests.acceptance.stack import PATIENCE, Stack, clean_environment, new_session, wait_for
 
 SEED = 20261120
@@ -121,7 +123,7 @@ def test_who_does_not_read_is_closed_and_comes_back_without_a_gap(stack: Stack) 
     session_id = new_session()
     with stack.socket(session_id) as reader, raw_socket(stack.socket_url(session_id)) as sleeper:
         hello = next(sleeper.frames()).event["data"]
-        stack.shell(NOTES.format(session_id=session_id, count=200, size=50_000))
+        stack.shell(NOTES.format(session_id=session_id, task_id=None, count=200, size=50_000))
         assert [event["seq"] for event in reader.take(200)] == list(range(1, 201))
         # The sleeper is counted no more.
         wait_for(lambda: connections(stack), equal_to=1)
@@ -148,13 +150,53 @@ from orchestrator.events import Broadcast
 async def say():
     for number in range({count}):
         event = Broadcast(
-            event="note", task_id=None, global_task_id=None, tenant_id="demo",
+            event="note", task_id={task_id!r}, global_task_id=None, tenant_id="demo",
             session_id={session_id!r}, data={{"text": "x" * {size}}},
         )
         await log.append(event, floor=0)
 
 aio.run(say())
 """
+
+
+@pytest.fixture
+def endless(stack: Stack) -> Iterator[dict[str, Any]]:
+    """A run that goes on until the test ends."""
+    asked = stack.ask(stack.agent("fake-endless?interval=0.5"))
+    yield asked
+    stack.cancel(asked["task_id"])
+    stack.finished(asked["task_id"])
+
+
+def test_a_stream_that_is_not_read_is_cut_and_goes_on_without_a_gap(
+    stack: Stack, endless: dict[str, Any]
+) -> None:
+    task_id = endless["task_id"]
+    path = f"/api/v1/chat/stream/{task_id}"
+    with raw_connection(stack.base_url) as sleeper:
+        sleeper.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        assert sleeper.recv(12) == b"HTTP/1.1 200"
+        stack.shell(NOTES.format(**endless | {"count": 200, "size": 50_000}))
+        poll = select.poll()
+        poll.register(sleeper, select.POLLRDHUP)
+        assert poll.poll(PATIENCE * 1_000)
+        heard = b""
+        with suppress(ConnectionError):
+            while data := sleeper.recv(65_536):
+                heard += data
+    # Each event is written at once, so its id and its data are in one chunk.
+    whole = [int(found) for found in re.findall(rb"id: (\d+)\ndata: [^\r]*\n\n\r\n", heard)]
+    assert whole == list(range(whole[0], whole[0] + len(whole)))
+    headers = {"Last-Event-ID": str(whole[-1])}
+    with stack.request("GET", path, headers=headers, stream=True) as stream:
+        seqs, notes = [], 0
+        for line in stream.iter_lines(chunk_size=65_536):
+            if line.startswith(b"id: "):
+                seqs.append(int(line[4:]))
+            notes += b'"note"' in line[:300]
+            if notes + heard.count(b'"event":"note"', 0, heard.rindex(b"id: ")) >= 200:
+                break
+    assert seqs == list(range(whole[-1] + 1, whole[-1] + 1 + len(seqs)))
 
 
 # --- What comes in ------------------------------------------------------------------------------------
@@ -253,7 +295,7 @@ def test_no_more_sockets_than_there_may_be_over_all_web_processes(stack: Stack, 
 
 
 def test_a_web_process_that_stops_sends_its_clients_elsewhere(
-    stack: Stack, tmp_path: Path, agent_id: str
+    stack: Stack, tmp_path: Path, endless: dict[str, Any]
 ) -> None:
     """In the middle of their answers; none of them misses a word."""
     with web(stack, tmp_path) as (here, process), ExitStack() as cleanup:
@@ -264,7 +306,12 @@ def test_a_web_process_that_stops_sends_its_clients_elsewhere(
             stack.ask(streaming, session_id=session)
             one.until("agent_response_token")
         cleanup.enter_context(raw_socket(here.socket_url(new_session())))  # answers nothing
+        path = f"/api/v1/chat/stream/{endless['task_id']}"
+        stream = cleanup.enter_context(here.request("GET", path, stream=True)).iter_lines()
+        assert any(b"agent_execution_started" in line for line in stream)
         process.stop()
+        for _ in stream:
+            pass  # up to its end, which is one, not a cut
         for one, session in zip(sockets, sessions, strict=True):
             heard = []
             with pytest.raises(ConnectionClosed) as closed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,8 @@ Event = dict[str, Any]
 
 REFUSALS = (4400, 4403, 4404, 4413)
 LAST = ("task_completed", "task_failed", "cancelled")
+# Of a session's last messages, how many are shown when something is wrong.
+TRAIL = 8
 RUN_ENDS = ("agent_execution_completed", "agent_execution_failed")
 
 
@@ -26,6 +28,24 @@ def told(event: Event) -> str:
     """The event's name, or the status that an update tells."""
     name: str = event["event"]
     return str(event["data"]["status"]) if name == "task_status_update" else name
+
+
+def _brief(event: Event) -> str:
+    """A message in a few words."""
+    name, data, seq = event["event"], event.get("data") or {}, event.get("seq")
+    if name == "agent_response_token":
+        return f"{seq} token {data['offset']}+{len(data['token'])}"
+    if name == "agent_execution_started":
+        return f"{seq} started {data['attempt']}"
+    if name == "task_status_update":
+        return f"{seq} {data['status']} {data['details'].get('attempt', '')}"
+    if name == "snapshot":
+        running = data["running"]
+        told = f"{running['attempt']}: {len(running['text'])} characters" if running else "nothing runs"
+        return f"snapshot of {data['last_seq']} ({told}, {len(data['messages'])} messages)"
+    if name == "connection_established":
+        return f"connected at {data['last_seq']}"
+    return f"{seq or ''} {name}".strip()
 
 
 @dataclass
@@ -68,11 +88,19 @@ class Heard:
         return "" if name == "cancelling" else f"an event of a kind that was not expected: {name}"
 
     def replace(self, task_id: str, snapshot: Event) -> None:
-        """What a snapshot says of the task stands for all events of it so far."""
+        """What a snapshot says of the task stands for all events of it so far.
+
+        Its end, if the log had it, may be told once more.
+        """
+        if self.last or self.run_end:
+            self.last, self.run_end, self.replaced = "", "", True
         running = snapshot["data"]["running"]
         if running is not None and running["task_id"] == task_id:
             self.attempt, self.started, self.text = running["attempt"], True, running["text"]
             self.replaced = True
+        else:
+            # Nothing of it is known any more: what follows must make the answer whole by itself.
+            self.text, self.replaced = "", True
         for message in snapshot["data"]["messages"]:
             if message["role"] == "assistant" and message["task_id"] == task_id:
                 # Whether its closing events follow is open.
@@ -144,6 +172,7 @@ class Session:
     closes: list[int] = field(default_factory=list)
     snapshots: list[Event] = field(default_factory=list)
     raw: list[str] = field(default_factory=list)  # every event with a seq, in the order heard
+    trail: deque[str] = field(default_factory=lambda: deque(maxlen=TRAIL))
     back: list[float] = field(default_factory=list)  # seconds from each cut until it was in again
     connected: asyncio.Event = field(default_factory=asyncio.Event)
     _lost_at: float = 0.0
@@ -189,8 +218,14 @@ class Session:
                     left -= 1
                     if left <= 0:
                         self.counts["cut"] += 1
-                        _reset(socket)
+                        self.cut()
                         return
+
+    def cut(self) -> None:
+        """The connection is reset, without a word."""
+        connection = self.socket._response.connection if self.socket is not None else None
+        if connection is not None and connection.transport is not None:
+            connection.transport.abort()
 
     def _closed(self, code: int | None) -> None:
         self.closes.append(code or 1006)
@@ -201,6 +236,7 @@ class Session:
         """Follow one message of the server."""
         name = event["event"]
         self.counts[name] += 1
+        self.trail.append(_brief(event))
         if name == "connection_established":
             self.token = event["data"]["resume_token"]
             if self.cursor is None:
@@ -215,13 +251,14 @@ class Session:
     def _follow(self, event: Event, raw: str) -> None:
         assert self.cursor is not None
         if event["seq"] != self.cursor + 1:
-            self.gaps.append(f"{self.session_id}: {event['seq']} where {self.cursor + 1} was due")
+            due = self.cursor + 1
+            self.gaps.append(f"{self.session_id}: not {due}; heard: {', '.join(self.trail)}")
         self.cursor = event["seq"]
         self.raw.append(raw)
         if (task_id := event["task_id"]) is not None:
             wrong = self.task(task_id).take(event, raw)
             if wrong:
-                self.unexpected.append(f"{task_id}: {wrong}")
+                self.unexpected.append(f"{task_id}: {wrong}; heard: {', '.join(self.trail)}")
 
     def _replace(self, event: Event) -> None:
         """A snapshot stands for everything up to its `last_seq`."""
@@ -233,12 +270,5 @@ class Session:
         shown = {message["task_id"] for message in data["messages"] if message["role"] == "assistant"}
         if data["running"] is not None:
             shown.add(data["running"]["task_id"])
-        for task_id in shown - {None}:
+        for task_id in shown.union(self.tasks) - {None}:
             self.task(task_id).replace(task_id, event)
-
-
-def _reset(socket: aiohttp.ClientWebSocketResponse) -> None:
-    """The connection is reset, without a word."""
-    connection = socket._response.connection
-    if connection is not None and connection.transport is not None:
-        connection.transport.abort()

@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -213,7 +211,13 @@ class Rig:
             await self.ready(name)
 
     async def as_usual(self) -> None:
-        """Every usual child runs, and no other."""
+        """The engines and every usual child run, whatever a scenario that failed has left; no other does."""
+        for engine in self.engines.running:
+            if engine.exited():
+                await self.start_engine(engine)
+            self.thaw(engine)
+        for child in self.children.values():
+            child.send(Signals.SIGCONT)
         self.rest(*(self.wanted - set(USUAL)))
         await self.wake(*USUAL)
 
@@ -356,19 +360,12 @@ def start(cleanup: ExitStack) -> Rig:
     )
     for child in _children(environment, listener):
         service = rig.children[child.name] = Service(child, environment, home / f"{child.name}.log")
-        cleanup.callback(_take_down, service)
+        cleanup.callback(service.kill)
     for name in USUAL:
         rig.children[name].start()
     for name in USUAL:
         asyncio.run(rig.ready(name))
     return rig
-
-
-def _take_down(service: Service) -> None:
-    if not service.runs:
-        return
-    os.killpg(service.pid, signal.SIGCONT)
-    service.kill()
 
 
 def _manage(environment: dict[str, str], *words: str) -> str:

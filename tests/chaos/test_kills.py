@@ -39,8 +39,12 @@ async def test_workers_that_are_killed_again_and_again_lose_nothing(begin: Begin
                 kills += 1
 
         killing = asyncio.create_task(kill())
-        for _ in range(count):
-            await scenario.watched(agent_id)
+        while len(scenario.runs) < count:
+            run = await scenario.watched(agent_id)
+            if chance.random() < 0.1:
+                # A session's questions are answered one after the other.
+                for _ in range(2):
+                    await scenario.ask(agent_id, run.session)
             await asyncio.sleep(chance.uniform(0, 2 * seconds / count))
         killing.cancel()
         scenario.figures["kills"] = kills

@@ -54,6 +54,52 @@ def test_many_later_questions_do_not_hide_the_own_one(session: Session) -> None:
     assert history(session, first, limit=10) == ["q0"]
 
 
+def answer(session: Session, task: Task, number: int) -> None:
+    make_message(session, "assistant", f"a{number}", task, seq=10 * number + 5)
+
+
+def test_each_answer_follows_its_question_also_where_it_came_after_further_ones(session: Session) -> None:
+    """Questions that were asked at once are answered one by one."""
+    tasks = [turn(session, number, answered=False) for number in range(4)]
+    expected: list[str] = []
+    for number, task in enumerate(tasks):
+        assert history(session, task) == [*expected, f"q{number}"]
+        answer(session, task, number)
+        expected += [f"q{number}", f"a{number}"]
+    assert history(session, turn(session, 4, answered=False)) == [*expected, "q4"]
+
+
+def test_a_question_that_nobody_answered_stays_in_its_place(session: Session) -> None:
+    first, second, third = (turn(session, number, answered=False) for number in range(3))
+    answer(session, first, 0)
+    answer(session, third, 2)
+    assert history(session, turn(session, 3, answered=False)) == ["q0", "a0", "q1", "q2", "a2", "q3"]
+    assert history(session, second) == ["q0", "a0", "q1"]
+
+
+def test_an_old_question_that_is_asked_again_is_not_hidden_by_later_answers(session: Session) -> None:
+    turn(session, 0)
+    old = turn(session, 1)
+    for number in range(2, 30):
+        turn(session, number)
+    assert history(session, old, limit=10) == ["q0", "a0", "q1"]
+
+
+def test_of_many_questions_at_once_the_last_one_keeps_the_newest_turns(session: Session) -> None:
+    tasks = [turn(session, number, answered=False) for number in range(30)]
+    for number, task in enumerate(tasks[:-1]):
+        answer(session, task, number)
+    assert history(session, tasks[-1], limit=5) == ["q27", "a27", "q28", "a28", "q29"]
+
+
+def test_the_answer_of_a_retry_stands_where_it_was_given(session: Session) -> None:
+    """A retry has no question of its own."""
+    turn(session, 1, answered=False)
+    turn(session, 2)
+    make_message(session, "assistant", "again", make_task(session.tenant), seq=30)
+    assert history(session, turn(session, 4, answered=False)) == ["q1", "q2", "a2", "again", "q4"]
+
+
 def test_an_answer_of_the_same_task_is_not_part_of_its_history(session: Session) -> None:
     assert history(session, turn(session, 1)) == ["q1"]
 

@@ -10,8 +10,8 @@ import redis
 from django.db import transaction
 from pydantic import ValidationError
 
-from core import aio, handlers
-from core.actions import cancellation
+from core import aio, valkey
+from core.actions import cancellation, telling
 from core.actions.bus import execute
 from core.actions.keys import ApiKeyCreateAction, ApiKeyRevokeAction
 from core.actions.tasks import TaskCancelAction, TaskRetryAction
@@ -24,7 +24,7 @@ from core.models import ApiKey, Task, Tenant
 from core.models.task import FINAL, TaskStatus
 from core.selectors import task_origin
 from core.tenancy import NoTenantScope, tenant_scope
-from tests.factories import make_agent, make_key, make_run, make_session, make_task, make_tenant
+from tests.factories import claim, make_agent, make_key, make_run, make_session, make_task, make_tenant
 
 
 def run_of(tenant: Tenant, status: str = "pending") -> Task:
@@ -59,10 +59,10 @@ def begin(task: Task) -> str:
     return session_name(task.tenant_id, task.session_id)
 
 
-def test_a_running_task_is_asked_to_stop_and_its_session_hears_of_it(tenant: Tenant) -> None:
-    task = run_of(tenant, "processing")
+def test_a_running_task_is_asked_to_stop_and_its_session_hears_of_it(committed_tenant: Tenant) -> None:
+    task = run_of(committed_tenant, "processing")
     name = begin(task)
-    with tenant_scope(tenant.pk):
+    with tenant_scope(committed_tenant.pk):
         assert execute(TaskCancelAction(task_id=task.pk, by="ada")).status == "cancelling"
     task.refresh_from_db()
     assert task.status == "cancelling"
@@ -72,16 +72,18 @@ def test_a_running_task_is_asked_to_stop_and_its_session_hears_of_it(tenant: Ten
     assert (told["event"], told["data"]["status"]) == ("task_status_update", "cancelling")
 
 
-def test_a_session_without_a_log_gets_none_for_a_cancel(tenant: Tenant) -> None:
-    task = run_of(tenant, "processing")
-    with tenant_scope(tenant.pk):
+def test_a_session_without_a_log_gets_none_for_a_cancel(committed_tenant: Tenant) -> None:
+    task = run_of(committed_tenant, "processing")
+    name = session_name(committed_tenant.pk, task.session_id)
+    assert valkey.client().delete(log._marks(name))
+    with tenant_scope(committed_tenant.pk):
         assert execute(TaskCancelAction(task_id=task.pk, by="ada")).status == "cancelling"
-    assert aio.run(log.last_seq(session_name(tenant.pk, task.session_id))) is None
+    assert aio.run(log.last_seq(name)) is None
 
 
 @pytest.mark.parametrize("away", [False, True])
 def test_the_event_leaves_before_the_hint_which_leaves_in_any_case(
-    tenant: Tenant, away: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    committed_tenant: Tenant, away: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     told: list[str] = []
 
@@ -91,10 +93,10 @@ def test_the_event_leaves_before_the_hint_which_leaves_in_any_case(
             raise redis.ConnectionError
         return 1
 
-    monkeypatch.setattr(handlers, "append", append)
+    monkeypatch.setattr(telling, "append", append)
     monkeypatch.setattr(cancellation, "hint", lambda task_id: told.append(f"hint {task_id}"))
-    task = run_of(tenant, "processing")
-    with tenant_scope(tenant.pk):
+    task = run_of(committed_tenant, "processing")
+    with tenant_scope(committed_tenant.pk):
         assert execute(TaskCancelAction(task_id=task.pk, by="ada")).status == "cancelling"
     assert told == ["task_status_update", f"hint {task.pk}"]
     assert ("Valkey is away" in caplog.text) == away
@@ -149,6 +151,66 @@ def test_an_ended_task_is_done_again_as_a_new_one(tenant: Tenant, status: str) -
     assert again.callback["payload"] == task.callback["payload"] | {"task_id": str(again.pk)}
     task.refresh_from_db()
     assert task.status == status
+
+
+def in_line(tenant: Tenant, length: int) -> list[Task]:
+    tasks = [run_of(tenant) for _ in range(length)]
+    Task.unscoped.filter(pk__in=[task.pk for task in tasks]).update(serial_key="k", status="pending")
+    return [Task.unscoped.get(pk=task.pk) for task in tasks]
+
+
+def test_a_retry_stands_at_the_end_of_its_line(committed_tenant: Tenant) -> None:
+    first, second = in_line(committed_tenant, 2)
+    Task.unscoped.filter(pk=first.pk).update(status="failed")
+    with tenant_scope(committed_tenant.pk):
+        retried = execute(TaskRetryAction(task_id=first.pk))
+    assert [task.pk for task in Task.open_of("k")] == [second.pk, retried.task_id]
+    # The one that waited longer is published, the retry is not.
+    assert [task.status for task in Task.open_of("k")] == ["queued", "pending"]
+    assert Task.claim(retried.task_id, committed_tenant.pk, 60) is None
+    claim(second).settle("completed")
+    assert Task.claim(retried.task_id, committed_tenant.pk, 60) is not None
+
+
+def test_a_retry_without_others_in_its_line_is_published(committed_tenant: Tenant) -> None:
+    [task] = in_line(committed_tenant, 1)
+    Task.unscoped.filter(pk=task.pk).update(status="failed")
+    with tenant_scope(committed_tenant.pk):
+        retried = execute(TaskRetryAction(task_id=task.pk))
+    assert Task.unscoped.get(pk=retried.task_id).status == "queued"
+
+
+def test_the_next_of_the_line_follows_a_task_that_is_cancelled(committed_tenant: Tenant) -> None:
+    first, second = in_line(committed_tenant, 2)
+    with tenant_scope(committed_tenant.pk):
+        assert execute(TaskCancelAction(task_id=first.pk)).status == "cancelled"
+    assert Task.unscoped.get(pk=second.pk).status == "queued"
+
+
+def test_a_task_whose_worker_gives_it_back_just_now_is_cancelled_all_the_same(
+    committed_tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = claim(run_of(committed_tenant))
+    ask_to_cancel = Task.ask_to_cancel
+
+    def too_late(task_id: Any, by: str) -> bool:
+        task.give_back()
+        return ask_to_cancel(task_id, by)
+
+    monkeypatch.setattr(Task, "ask_to_cancel", too_late)
+    with tenant_scope(committed_tenant.pk):
+        assert execute(TaskCancelAction(task_id=task.pk)).status == "cancelled"
+
+
+def test_a_cancel_that_is_rolled_back_tells_nobody(committed_tenant: Tenant) -> None:
+    task = run_of(committed_tenant, "processing")
+    name = begin(task)
+    with tenant_scope(committed_tenant.pk), pytest.raises(ZeroDivisionError), transaction.atomic():
+        assert execute(TaskCancelAction(task_id=task.pk)).status == "cancelling"
+        raise ZeroDivisionError
+    task.refresh_from_db()
+    assert task.status == "processing"
+    assert aio.run(log.read(name, 1)) == []
 
 
 @pytest.mark.parametrize("status", sorted(set(TaskStatus.values) - set(FINAL)))

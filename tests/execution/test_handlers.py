@@ -10,13 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import redis
+from celery.exceptions import Reject
 from django.db import connection, connections
+from django.db.models.functions import Now
 
 from agents.models import Agent
 from bench.fake_model import FakeModel, Schedule, start
 from conversations.models import Message, Session
 from core import aio, valkey
-from core.actions import running
+from core.actions import heartbeat, running, sweeper
 from core.actions.bus import execute
 from core.actions.tasks import TaskCancelAction
 from core.actions.worker import run_task
@@ -25,12 +28,22 @@ from core.events.groups import session_name
 from core.models import Task, Tenant, UsageRecord
 from core.tenancy import tenant_scope
 from execution import handlers
-from tests.factories import make_agent, make_message, make_run, make_session, make_task, make_tenant
+from tests.factories import (
+    claim,
+    lose_worker,
+    make_agent,
+    make_message,
+    make_run,
+    make_session,
+    make_task,
+    make_tenant,
+)
 
 
 def events_of(task: Task) -> list[dict[str, Any]]:
-    entries = aio.run(log.read(session_name(task.tenant_id, task.session_id), 0, 10_000))
-    return [json.loads(body) | {"seq": seq} for seq, body in entries]
+    """All that the session's log has, also where it has gone on far above."""
+    entries = valkey.client().xrange(log._log(session_name(task.tenant_id, task.session_id)))
+    return [json.loads(fields[b"e"]) | {"seq": int(name.split(b"-")[0])} for name, fields in entries]
 
 
 def names_of(task: Task) -> list[str]:
@@ -262,6 +275,246 @@ def test_a_run_cancelled_half_way_keeps_its_text(committed_tenant: Tenant) -> No
     assert not any(event["data"].get("is_final") for event in events_of(task))
 
 
+class Worker:
+    """Runs the task in a thread, as a worker's Celery does, up to and while the model speaks."""
+
+    def __init__(self, threads: ThreadPoolExecutor, task: Task) -> None:
+        self.task = task
+        self._end = threads.submit(self._work)
+        first_token(task)
+
+    def _work(self) -> None:
+        try:
+            run_task(str(self.task.pk), self.task.tenant_id)
+        finally:
+            connection.close()
+
+    def ended(self) -> Task:
+        self._end.result(timeout=30)
+        self.task.refresh_from_db()
+        return self.task
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as made:
+        yield made
+        running.hand_over()
+
+
+def records_of(task: Task) -> list[tuple[int, int, str]]:
+    rows = UsageRecord.unscoped.filter(task=task).order_by("attempt", "call")
+    return list(rows.values_list("attempt", "call", "accuracy"))
+
+
+def test_a_call_is_in_the_ledger_before_it_begins(
+    committed_tenant: Tenant, threads: ThreadPoolExecutor
+) -> None:
+    task = make_run(make_session(make_agent(committed_tenant, model="long")), "Go on.")
+    worker = Worker(threads, task)
+    record = UsageRecord.unscoped.get(task=task)
+    assert (record.attempt, record.call, record.accuracy) == (1, 1, "unknown")
+    assert (record.provider, record.model, record.end_user) == ("scripted", "long", "ada")
+    running.stop(task.pk, running.StopReason.CANCELLED)
+    assert worker.ended().status == "completed"  # nobody has asked the row
+    assert records_of(task) == [(1, 1, "estimated")]
+
+
+@pytest.mark.usefixtures("openai")
+def test_every_call_has_its_row(committed_tenant: Tenant) -> None:
+    model = "fake-500?fail_times=2&mark=rows"
+    task = ask(make_agent(committed_tenant, provider="openai", model=model), "Hello?")
+    assert task.status == "completed"
+    assert records_of(task) == [(1, 1, "unknown"), (1, 2, "unknown"), (1, 3, "exact")]
+
+
+@pytest.mark.usefixtures("openai")
+def test_the_model_that_answered_in_the_others_place_is_in_the_ledger(committed_tenant: Tenant) -> None:
+    busy = "fake-429?retry_after=600&mark=away"
+    fallback = {"provider": "openai", "model": "fake"}
+    agent = make_agent(committed_tenant, provider="openai", model=busy, fallback=fallback)
+    task = ask(agent, "Hello?")
+    assert task.status == "completed"
+    rows = list(UsageRecord.unscoped.filter(task=task).order_by("call"))
+    assert {(row.model, row.accuracy) for row in rows[:-1]} == {(busy, "unknown")}
+    assert (rows[-1].model, rows[-1].accuracy) == ("fake", "exact")
+
+
+def test_a_killed_runs_call_stays_unknown_and_the_next_attempt_has_a_row_of_its_own(
+    committed_tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(*args: Any) -> None:
+        raise Killed
+
+    task = make_run(make_session(make_agent(committed_tenant)), "one two")
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(handlers, "_write", die)
+        run(task)
+    assert records_of(task) == [(1, 1, "unknown")]
+    lose_worker(task)
+    assert sweeper.end_abandoned() == 1
+    assert run(task).status == "completed"
+    assert records_of(task) == [(1, 1, "unknown"), (2, 1, "exact")]
+    assert [message.text for message in Message.unscoped.filter(task=task)] == ["one two", "one two"]
+
+
+def test_a_run_that_is_handed_over_goes_on_as_another_attempt(
+    committed_tenant: Tenant, threads: ThreadPoolExecutor
+) -> None:
+    agent = make_agent(committed_tenant, model="long", max_output_tokens=60)
+    task = make_run(make_session(agent), "Go on.")
+    worker = Worker(threads, task)
+    running.hand_over()
+    with pytest.raises(Reject):
+        worker.ended()
+    task.refresh_from_db()
+    assert (task.status, task.attempt, task.crashes, task.result) == ("queued", 2, 0, None)
+    assert answer_of(task) is None
+    assert records_of(task) == [(1, 1, "estimated")]
+    run(task)
+    assert (task.status, task.attempt) == ("completed", 2)
+    assert records_of(task) == [(1, 1, "estimated"), (2, 1, "exact")]
+    events = events_of(task)
+    again = [event["event"] for event in events].index("task_status_update")
+    assert events[again]["data"] == {"status": "queued", "details": {"attempt": 2, "reason": "handed_over"}}
+    assert events[again + 1]["event"] == "agent_execution_started"
+    assert events[again + 1]["data"]["attempt"] == 2
+    said = "".join(event["data"]["token"] for event in events[again + 2 : -1])
+    answer = answer_of(task)
+    assert answer is not None
+    assert said == answer.text == task.result["text"]
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+
+
+def test_a_dead_workers_cancelled_run_keeps_what_its_session_heard(
+    committed_tenant: Tenant, threads: ThreadPoolExecutor
+) -> None:
+    """Cancelled, and the worker does not live to say so: the sweeper does, and the callback tells."""
+    task = make_run(make_session(make_agent(committed_tenant, model="long")), "Go on.")
+    worker = Worker(threads, task)
+    assert Task.ask_to_cancel(task.pk, "ada")
+    lose_worker(task)
+    assert sweeper.end_abandoned() == 1
+    task.refresh_from_db()
+    assert (task.status, task.cancelled_by, task.error, task.crashes) == ("cancelled", "ada", None, 1)
+    text = task.result["text"]
+    assert task.result["finish_reason"] == "cancelled"
+    assert streamed(task).startswith(text) and text
+    answer = answer_of(task)
+    assert answer is not None
+    assert (answer.text, answer.finish_reason) == (text, "cancelled")
+    assert answer.seq in [event["seq"] for event in events_of(task)]
+    assert records_of(task) == [(1, 1, "unknown")]
+    # The worker was slow, not dead: whatever it does now changes nothing.
+    run(Task.unscoped.get(action="websocket.send_message"))
+    ending = events_of(task)[-2:]
+    assert [event["event"] for event in ending] == ["agent_execution_completed", "task_status_update"]
+    assert (ending[0]["data"]["text"], ending[0]["data"]["finish_reason"]) == (text, "cancelled")
+    before = (Task.unscoped.filter(pk=task.pk).values().get(), len(events_of(task)))
+    heartbeat.beat()
+    worker.ended()
+    assert (Task.unscoped.filter(pk=task.pk).values().get(), len(events_of(task))) == before
+    assert records_of(task) == [(1, 1, "unknown")]
+    assert Message.unscoped.filter(task=task).count() == 2
+
+
+def test_a_slow_workers_attempt_is_fenced_off(committed_tenant: Tenant, threads: ThreadPoolExecutor) -> None:
+    """Paused past its lease: its events are refused from the take-over on, and its end is none."""
+    agent = make_agent(committed_tenant, model="long", max_output_tokens=40)
+    task = make_run(make_session(agent), "Go on.")
+    worker = Worker(threads, task)
+    lose_worker(task)
+    assert sweeper.end_abandoned() == 1
+    worker.ended()
+    assert (task.status, task.attempt, task.crashes) == ("queued", 2, 1)
+    assert answer_of(task) is None
+    events = events_of(task)
+    assert events[-1]["data"] == {"status": "queued", "details": {"attempt": 2, "reason": "worker_lost"}}
+    assert records_of(task) == [(1, 1, "unknown")]
+    assert run(task).status == "completed"
+    assert records_of(task) == [(1, 1, "unknown"), (2, 1, "exact")]
+    names = [event["event"] for event in events_of(task)[len(events) :]]
+    assert (names[0], names[-1]) == ("agent_execution_started", "agent_execution_completed")
+
+
+def test_a_run_without_a_word_that_nobody_ends_is_cancelled_with_its_end(committed_tenant: Tenant) -> None:
+    task = make_run(make_session(make_agent(committed_tenant)), "Hello?")
+    claim(task)
+    assert Task.ask_to_cancel(task.pk, "ada")
+    lose_worker(task)
+    assert sweeper.end_abandoned() == 1
+    task.refresh_from_db()
+    assert (task.status, task.result["text"]) == ("cancelled", "")
+    assert answer_of(task) is None
+    run(Task.unscoped.get(action="websocket.send_message"))
+    assert names_of(task) == ["agent_execution_completed", "task_status_update"]
+
+
+def test_a_dead_run_past_its_time_fails_and_keeps_its_text(
+    committed_tenant: Tenant, threads: ThreadPoolExecutor
+) -> None:
+    task = make_run(make_session(make_agent(committed_tenant, model="long")), "Go on.")
+    worker = Worker(threads, task)
+    Task.unscoped.filter(pk=task.pk).update(deadline=Now())
+    assert sweeper.end_abandoned() == 1
+    heartbeat.beat()
+    worker.ended()
+    assert (task.status, task.result, task.error["type"]) == ("failed", None, "DeadlineExceeded")
+    answer = answer_of(task)
+    assert answer is not None
+    assert answer.text and streamed(task).startswith(answer.text)
+    assert answer.finish_reason == "failed"
+    run(Task.unscoped.get(action="websocket.send_message"))
+    assert names_of(task)[-2:] == ["agent_execution_failed", "task_failed"]
+
+
+def test_a_run_is_swept_while_valkey_is_away(
+    committed_tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(name: str) -> Any:
+        raise redis.ConnectionError
+
+    task = make_run(make_session(make_agent(committed_tenant)), "Hello?")
+    claim(task)
+    assert Task.ask_to_cancel(task.pk, "ada")
+    lose_worker(task)
+    monkeypatch.setattr(handlers, "running_answer_sync", away)
+    assert sweeper.end_abandoned() == 1
+    task.refresh_from_db()
+    assert (task.status, task.result["text"]) == ("cancelled", "")
+
+
+@pytest.mark.usefixtures("openai")
+def test_an_agent_may_let_a_run_begin_again_after_a_fault(committed_tenant: Tenant) -> None:
+    model = "fake-cut?fail_times=1&mark=again"
+    agent = make_agent(committed_tenant, provider="openai", model=model, restart_after_fault=True)
+    task = make_run(make_session(agent), "Hello?")
+    with pytest.raises(Reject):
+        run(task)
+    task.refresh_from_db()
+    assert (task.status, task.attempt, task.crashes) == ("queued", 2, 0)
+    assert run(task).status == "completed"
+    assert records_of(task) == [(1, 1, "estimated"), (2, 1, "exact")]
+    assert [message.role for message in Message.unscoped.filter(task=task)] == ["user", "assistant"]
+
+
+@pytest.mark.usefixtures("openai")
+def test_a_run_does_not_begin_again_for_ever(committed_tenant: Tenant) -> None:
+    agent = make_agent(
+        committed_tenant, provider="openai", model="fake-cut?mark=ever", restart_after_fault=True
+    )
+    task = make_run(make_session(agent), "Hello?")
+    for _ in range(handlers.MOST_ATTEMPTS - 1):
+        with pytest.raises(Reject):
+            run(task)
+    run(task)
+    assert (task.status, task.attempt) == ("failed", handlers.MOST_ATTEMPTS)
+    assert [accuracy for _, _, accuracy in records_of(task)] == ["estimated"] * handlers.MOST_ATTEMPTS
+
+
 def test_no_database_connection_is_held_while_the_model_speaks(
     committed_tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,7 +555,8 @@ def test_a_lost_task_answers_nobody(committed_tenant: Tenant, monkeypatch: pytes
     run(task)
     assert (task.status, task.attempt, task.result) == ("processing", 2, None)
     assert answer_of(task) is None
-    assert not UsageRecord.unscoped.exists()
+    record = UsageRecord.unscoped.get(task=task)
+    assert (record.attempt, record.call, record.accuracy) == (1, 1, "unknown")
     assert "agent_execution_completed" not in names_of(task)
 
 

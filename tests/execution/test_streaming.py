@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from core import aio, valkey
 from core.events import log
 from core.events.base import Event
 from core.events.groups import session_name
+from execution import streaming
 from execution.streaming import AnswerStream, RunIdentity
 
 append_really = log.append
@@ -284,6 +286,36 @@ def test_the_answer_so_far_can_be_read_while_it_grows() -> None:
         return texts
 
     assert aio.run(scenario()) == ["Hola", "Hola 🎈", "Hola 🎈 fin"]
+
+
+def test_the_whole_is_sent_only_when_it_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class Counted(log.Growth):
+        def __init__(self, offset: int, piece: bytes, whole: Callable[[], bytes]) -> None:
+            def counted() -> bytes:
+                asked.append(offset)
+                return whole()
+
+            super().__init__(offset, piece, counted)
+
+    monkeypatch.setattr(streaming, "Growth", Counted)
+
+    async def scenario() -> None:
+        run = identity()
+        name = session_name(run.tenant_id, run.session_id)
+        async with AnswerStream(run) as answer:
+            for number, piece in enumerate(["é", "🎈", "x"], start=1):
+                answer.add(piece)
+                await until_frames(run, number)
+            assert asked == []
+            await valkey.async_client().delete(log._answer(name))
+            answer.add("y")
+            await until_frames(run, 4)
+            answer.complete()
+
+    aio.run(scenario())
+    assert asked == [len("é🎈x".encode())]
 
 
 def test_a_run_that_has_said_nothing_has_an_empty_answer() -> None:

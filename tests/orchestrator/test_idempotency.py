@@ -166,7 +166,9 @@ def test_only_printable_ascii_of_the_right_length_is_a_key(text: str) -> None:
         assert fits
 
 
-@pytest.mark.parametrize("bad", ["é" * 30, "tab\tin the middle of it", "\x7f" * 30, "\x1b[31m and more of it"])
+@pytest.mark.parametrize(
+    "bad", ["é" * 30, "tab\tin the middle of it", "\x7f" * 30, "\x1b[31m and more of it"]
+)
 def test_other_characters_are_refused_and_nothing_is_stored(agent: Agent, bad: str) -> None:
     response = post(agent, bad)
     assert response.status_code == 422

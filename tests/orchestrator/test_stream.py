@@ -32,7 +32,7 @@ from orchestrator.snapshots import in_thread
 from orchestrator.views import stream
 from tests.factories import make_agent, make_message, make_session, make_task, make_tenant
 
-PATIENCE = 10  # seconds
+PATIENCE = 30  # seconds
 RESULT = {
     "text": "a b c ",
     "usage": {"prompt_tokens": 1, "completion_tokens": 3},
@@ -368,7 +368,11 @@ def test_a_stream_that_has_ended_says_so(run: Run) -> None:
     play(scenario)
 
 
-def test_a_settled_task_whose_end_is_on_its_way_has_not_ended(run: Run) -> None:
+def test_a_settled_task_whose_end_is_on_its_way_has_not_ended(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "GRACE_SECONDS", 3_600)
+
     async def scenario() -> None:
         await run.start()
         await run.settle()

@@ -1,6 +1,6 @@
--- All waiting messages of some queues of one tenant are thrown away.
+-- All waiting messages of some queues of one tenant are thrown away; or all delayed ones of a domain.
 --
--- ARGV: root, domain, tenant, queue or "" for all of the tenant's
+-- ARGV: root, domain, tenant or "" for what is delayed, queue or "" for all of the tenant's
 -- Returns how many there were.
 local root, domain, tenant = ARGV[1], ARGV[2], ARGV[3]
 local P, count = root .. ':' .. domain, 0
@@ -18,8 +18,9 @@ for _, queue in ipairs(queues) do
 end
 -- The delayed stand by the time at which they are due: all are looked at, as purges are rare.
 local delayed = 0
-for _, member in ipairs(ARGV[4] ~= '' and redis.call('ZRANGE', P .. ':delayed', 0, -1) or {}) do
-  if string.match(member, '^[^|]*|([^|]*)|') == ARGV[4] then
+local looks = tenant == '' or ARGV[4] ~= ''
+for _, member in ipairs(looks and redis.call('ZRANGE', P .. ':delayed', 0, -1) or {}) do
+  if tenant == '' or string.match(member, '^[^|]*|([^|]*)|') == ARGV[4] then
     delayed = delayed + redis.call('ZREM', P .. ':delayed', member)
     note(root, 'SREM', string.match(member, '^[^|]*|[^|]*|(.*)$'))
   end

@@ -86,3 +86,20 @@ async def test_valkey_freezes_and_then_restarts_five_times(begin: Begin, rig: Ri
     assert {answer.status for answer in answers} == {202}
     bar(scenario.figures["post"]["p99"] <= 2, f"{scenario.figures}")
     bar(scenario.figures["first_claim"] <= 10, f"{scenario.figures}")
+
+
+async def test_a_cancel_while_valkey_is_frozen_repeats_no_frame(begin: Begin, rig: Rig) -> None:
+    """What waits in its sockets is done when it thaws, though the answers were given up long before."""
+    async with begin("cancel while frozen") as scenario:
+        scenario.ending = ("cancelled",)
+        agent_id = await scenario.agent(tokens=800, interval=0.05)
+        runs = [await scenario.watched(agent_id) for _ in range(30)]
+        await scenario.streaming(runs)
+        rig.freeze(rig.valkey)
+        cancels = asyncio.gather(*(scenario.cancel(run) for run in runs))
+        await asyncio.sleep(6.5)  # longer than anybody waits for an answer of Valkey
+        rig.thaw(rig.valkey)
+        answers = await cancels
+        await scenario.finished(60)
+        scenario.figures["cancel"] = percentiles(answer.seconds for answer in answers)
+    assert {answer.status for answer in answers} == {200}

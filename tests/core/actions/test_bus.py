@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import uuid
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import pytest
 from django.db import DatabaseError, OperationalError, connection, transaction
 from pydantic import ValidationError
 
-from core.actions.bus import answer, enqueue, execute, publish_task
+from core.actions.bus import answer, enqueue, execute, publish_next, publish_task
 from core.actions.registry import handles
 from core.errors import Conflict, NotFound
 from core.models import Task, Tenant
 from core.queues.names import NORMAL, Priority
 from core.tenancy import NoTenantScope, tenant_scope
 from tests.core.actions.conftest import EchoAction, LocalAction, NoteAction, NoteResult, Waiting, works
-from tests.factories import make_task
+from tests.factories import claim, make_task
 
 pytestmark = pytest.mark.usefixtures("verbs")
 
@@ -247,6 +249,99 @@ def test_publishing_late_does_not_turn_a_claimed_task_back(committed_tenant: Ten
     publish_task(task)
     task.refresh_from_db()
     assert task.status == "processing"
+
+
+def test_a_task_behind_another_waits_for_its_end(committed_tenant: Tenant, waiting: Waiting) -> None:
+    with tenant_scope(committed_tenant.pk):
+        first = enqueue(NoteAction(), serial_key="k")
+        second, third = (enqueue(NoteAction(), serial_key="k", behind=True) for _ in range(2))
+    sent = [len(waiting("orchestrator", task.pk)) for task in (first, second, third)]
+    assert sent == [1, 0, 0]
+    assert [task.status for task in Task.open_of("k")] == ["queued", "pending", "pending"]
+    claim(first).settle("completed")
+    publish_next("k")
+    publish_next("k")
+    sent = [len(waiting("orchestrator", task.pk)) for task in (first, second, third)]
+    assert sent == [1, 1, 0]
+
+
+def test_no_key_has_no_next_task(committed_tenant: Tenant, waiting: Waiting) -> None:
+    task = make_task(committed_tenant)
+    publish_next("")
+    assert waiting("agent", task.pk) == []
+
+
+def test_a_task_that_finds_the_one_before_it_just_ended_publishes_itself(
+    committed_tenant: Tenant, waiting: Waiting
+) -> None:
+    """It lined up behind an open task, which has ended before the commit."""
+    with tenant_scope(committed_tenant.pk):
+        first = claim(enqueue(NoteAction(), serial_key="k"))
+        with transaction.atomic():
+            line = Task.line_up("k")
+            second = enqueue(NoteAction(), serial_key="k", behind=bool(line))
+            end_elsewhere(first)
+    assert [task.pk for task in line] == [first.pk]
+    assert len(waiting("orchestrator", second.pk)) == 1
+
+
+def end_elsewhere(task: Task) -> None:
+    """As its worker does it, which sees nothing of a transaction that goes on here."""
+
+    def end() -> None:
+        try:
+            assert task.settle("completed")
+            publish_next(task.serial_key)
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(end).result(30)
+
+
+def test_whoever_comes_last_publishes_the_next_task(committed_tenant: Tenant, waiting: Waiting) -> None:
+    """An end and a new task at once: in whichever order they commit, one of them sees the other."""
+    for round_ in range(15):
+        key = f"k{round_}"
+        with tenant_scope(committed_tenant.pk):
+            first = claim(enqueue(NoteAction(), serial_key=key))
+        barrier = Barrier(2)
+
+        def ask(key: str = key, barrier: Barrier = barrier) -> Task:
+            try:
+                barrier.wait(30)
+                with tenant_scope(committed_tenant.pk), transaction.atomic():
+                    return enqueue(NoteAction(), serial_key=key, behind=bool(Task.line_up(key)))
+            finally:
+                connection.close()
+
+        with ThreadPoolExecutor(1) as thread:
+            asked = thread.submit(ask)
+            barrier.wait(30)
+            assert first.settle("completed")
+            publish_next(key)
+            second = asked.result(30)
+        assert waiting("orchestrator", second.pk)
+        assert Task.claim(second.pk, committed_tenant.pk, 60) is not None
+
+
+def test_a_caller_is_served_though_the_next_task_cannot_be_looked_up(
+    committed_tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit stands: the sweeper publishes."""
+
+    def open_of(serial_key: str) -> Any:
+        raise OperationalError("gone")
+
+    @handles(EchoAction, atomic=False)
+    def ask(action: EchoAction) -> NoteResult:
+        return NoteResult(text=enqueue(NoteAction(), serial_key="k", behind=True).status)
+
+    monkeypatch.setattr(Task, "open_of", open_of)
+    with tenant_scope(committed_tenant.pk):
+        _, failure = answer(EchoAction())
+    assert failure is None
+    assert Task.unscoped.get(action="test.note").status == "pending"
 
 
 @pytest.mark.parametrize("error", [OperationalError, DatabaseError])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,7 +14,7 @@ from celery import Celery
 from celery.exceptions import Reject
 from django.db import OperationalError, connection
 
-from core import aio
+from core import aio, valkey
 from core.actions import running, worker
 from core.actions.base import Settlement
 from core.actions.bus import enqueue
@@ -20,6 +22,9 @@ from core.actions.registry import handles
 from core.actions.running import Stopped, StopReason
 from core.actions.worker import register_tasks, run_task
 from core.errors import Conflict, NotFound
+from core.events import log
+from core.events.groups import session_name
+from core.events.tasks import StatusUpdate, TaskStatusUpdate, envelope_of
 from core.ids import uuid7
 from core.models import Task, Tenant
 from core.tenancy import NoTenantScope, current_tenant_id, tenant_scope
@@ -305,6 +310,111 @@ def test_what_was_cancelled_meanwhile_is_told_so(committed_tenant: Tenant) -> No
     run(task)
     assert told == ["cancelled", "cancelled"]
     assert (task.status, task.result) == ("cancelled", {"text": "done"})
+
+
+def told_to(task: Task) -> list[dict[str, Any]]:
+    """The events of the task's session, which was begun by the test."""
+    entries = valkey.client().xrange(log._log(session_name(task.tenant_id, task.session_id)))
+    return [json.loads(fields[b"e"]) for _, fields in entries]
+
+
+def hands_over(told: list[str], reason: str = "handed_over") -> Settlement:
+    return Settlement("queued", write=told.append, announce=told.append, reason=reason)
+
+
+def test_a_run_that_goes_on_elsewhere_gives_its_attempt_back(committed_tenant: Tenant) -> None:
+    told: list[str] = []
+    works(NoteAction)(lambda action, task: hands_over(told, "provider_fault"))
+    task = enqueued(committed_tenant)
+    log.begin(session_name(task.tenant_id, task.session_id))
+    with pytest.raises(Reject) as rejected:
+        run_task(str(task.pk), task.tenant_id)
+    assert rejected.value.requeue is True
+    task.refresh_from_db()
+    assert (task.status, task.attempt, task.crashes, task.result) == ("queued", 2, 0, None)
+    assert told == ["queued"]
+    assert callbacks_of(task) == []
+    [event] = told_to(task)
+    assert (event["event"], event["data"]) == (
+        "task_status_update",
+        {"status": "queued", "details": {"attempt": 2, "reason": "provider_fault"}},
+    )
+    assert not running._runs
+    # The log takes nothing of the old attempt any more.
+    late = TaskStatusUpdate(**envelope_of(task), data=StatusUpdate(status="queued", details={}))
+    assert aio.run(log.append(late, 1)) is None
+    assert aio.run(log.append(late, 2)) is not None
+
+
+def test_a_run_that_was_cancelled_when_it_was_to_go_on_elsewhere_ends(committed_tenant: Tenant) -> None:
+    told: list[str] = []
+
+    @works(NoteAction)
+    def note(action: NoteAction, task: Task) -> Settlement:
+        assert Task.ask_to_cancel(task.pk, "ada")
+        return hands_over(told)
+
+    task = enqueued(committed_tenant)
+    run(task)
+    assert (task.status, task.attempt, told) == ("cancelled", 1, ["cancelled", "cancelled"])
+    assert len(callbacks_of(task)) == 1
+
+
+def test_a_run_that_was_taken_from_us_is_not_handed_over(committed_tenant: Tenant) -> None:
+    told: list[str] = []
+
+    @works(NoteAction)
+    def note(action: NoteAction, task: Task) -> Settlement:
+        assert task.give_back(crashed=True)
+        assert Task.claim(task.pk, task.tenant_id, 60) is not None
+        return hands_over(told, StopReason.LOST)
+
+    task = enqueued(committed_tenant)
+    run(task)
+    assert (task.status, task.attempt, told) == ("processing", 2, [])
+
+
+def test_a_worker_that_ends_takes_no_more_tasks(
+    committed_tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handles(NoteAction)(raising(AssertionError("it ran")))
+    task = enqueued(committed_tenant)
+    draining = threading.Event()
+    draining.set()
+    monkeypatch.setattr(worker, "draining", draining)
+    with pytest.raises(Reject) as rejected:
+        run_task(str(task.pk), task.tenant_id)
+    assert rejected.value.requeue is True
+    task.refresh_from_db()
+    assert (task.status, task.attempt) == ("queued", 0)
+
+
+def test_what_runs_is_renewed_from_the_claim_on(committed_tenant: Tenant) -> None:
+    seen = []
+
+    @works(NoteAction)
+    def note(action: NoteAction, task: Task) -> Settlement:
+        seen.append(running.claimed())
+        return Settlement("completed", result={})
+
+    task = enqueued(committed_tenant)
+    run(task)
+    assert seen == [{task.pk: 1}]
+    assert running.claimed() == {}
+
+
+def test_the_next_task_of_the_key_follows(committed_tenant: Tenant, waiting: Waiting) -> None:
+    handles(NoteAction)(lambda action: NoteResult(text=action.text))
+    with tenant_scope(committed_tenant.pk):
+        first = enqueue(NoteAction(), serial_key="k")
+        second = enqueue(NoteAction(), serial_key="k", behind=True)
+    run(second)
+    assert (second.status, waiting("orchestrator", second.pk)) == ("pending", [])
+    run(first)
+    assert first.status == "completed"
+    assert len(waiting("orchestrator", second.pk)) == 1
+    run(second)
+    assert second.status == "completed"
 
 
 def test_celery_knows_one_task_per_queued_action_by_the_actions_name() -> None:

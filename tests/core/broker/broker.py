@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import redis
 from django.conf import settings
@@ -27,12 +28,43 @@ class Broker:
             self.client.delete(key)
 
     def put(
-        self, tag: str, tenant: str, priority: str = "normal", domain: str = "agent", due: int = 0
+        self,
+        tag: str,
+        tenant: str,
+        priority: str = "normal",
+        domain: str = "agent",
+        due: int = 0,
+        correlation: str | None = None,
     ) -> None:
         queue = str(QueueName(domain, tenant, "execute", priority))
-        self.scripts.put(
-            args=[self.root, domain, tenant, queue, RANKS[priority], tag, f"c-{tag}", f"message {tag}", due]
-        )
+        correlation = f"c-{tag}" if correlation is None else correlation
+        terms = [RANKS[priority], tag, correlation, f"message {tag}", due]
+        self.scripts.put(args=[self.root, domain, tenant, queue, *terms])
+
+    def present(self, correlations: Iterable[str]) -> set[str]:
+        """Those whose message the broker says it has."""
+        asked = list(correlations)
+        absent = {name.decode() for name in self.scripts.absent(args=[self.root, *asked])}
+        return set(asked) - absent
+
+    def drop(self, correlation: str) -> bool:
+        return self.scripts.drop(args=[self.root, correlation]) == 1
+
+    def purge(self, tenant: str, priority: str = "", domain: str = "agent") -> int:
+        """One queue of the tenant; without a priority all that waits of the tenant."""
+        queue = str(QueueName(domain, tenant, "execute", priority)) if priority else ""
+        return int(self.scripts.purge(args=[self.root, domain, tenant, queue]))
+
+    def now_ms(self) -> int:
+        seconds, microseconds = self.client.time()
+        return int(seconds * 1000 + microseconds // 1000)
+
+    def let_delayed_join(self, domain: str = "agent") -> int:
+        """Whatever is delayed is due now."""
+        delayed = self.client.zrange(f"{self.root}:{domain}:delayed", 0, -1)
+        if delayed:
+            self.client.zadd(f"{self.root}:{domain}:delayed", dict.fromkeys(delayed, 1))
+        return int(self.scripts.due(args=[self.root, 100, domain]))
 
     def pop(self, domain: str = "agent") -> tuple[str, float] | None:
         popped = self.client.zpopmin(f"{self.root}:{domain}:ring")

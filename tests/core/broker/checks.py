@@ -139,6 +139,53 @@ def nobody_ends_anothers_lease(broker: Broker) -> None:
     assert broker.count("running", "a") == 1
 
 
+def what_waits_is_found(broker: Broker) -> None:
+    """Also when it has come back, or waits for its time."""
+    broker.put("m1", "a")
+    assert broker.next()
+    assert broker.settle("m1", "head")
+    broker.put("m2", "b", due=broker.now_ms() + 60_000)
+    assert broker.present(["c-m1", "c-m2", "c-none"]) == {"c-m1", "c-m2"}
+
+
+def what_is_leased_is_found(broker: Broker) -> None:
+    broker.put("m1", "a")
+    assert broker.next()
+    assert broker.present(["c-m1"]) == {"c-m1"}
+
+
+def what_is_done_is_not_found(broker: Broker) -> None:
+    broker.put("m1", "a")
+    assert broker.next()
+    assert broker.settle("m1")
+    assert broker.present(["c-m1"]) == set()
+
+
+def what_is_purged_is_not_found(broker: Broker) -> None:
+    broker.put("m1", "a")
+    broker.put("m2", "a", due=broker.now_ms() + 60_000)
+    broker.put("m3", "b")
+    broker.put("m4", "b", due=broker.now_ms() + 60_000)
+    assert broker.purge("a", "normal") == 2
+    assert broker.purge("b") == 1
+    assert broker.present(["c-m1", "c-m2", "c-m3", "c-m4"]) == {"c-m4"}
+    assert broker.purge("") == 1
+    assert broker.present(["c-m4"]) == set()
+
+
+def what_is_dropped_frees_its_slot(broker: Broker) -> None:
+    broker.limit("a", 1, 1)
+    broker.put("m1", "a")
+    broker.put("m2", "a")
+    assert broker.next() == ("a", "m1")
+    assert not broker.drop("c-m2"), "no worker has it"
+    assert broker.drop("c-m1")
+    assert broker.count("running", "a") == 0
+    assert broker.next("other") == ("a", "m2")
+    assert not broker.settle("m1")
+    assert broker.count("running", "a") == 1
+
+
 def ends_free_the_slot(broker: Broker) -> None:
     broker.limit("a", 1, 1)
     broker.put("m1", "a")

@@ -37,6 +37,34 @@ GUARDS: list[tuple[str, str, str, Check]] = [
         checks.nobody_ends_anothers_lease,
     ),
     ("settle", "  wake(root, lease.domain, lease.tenant)", "", checks.ends_free_the_slot),
+    (
+        "settle",
+        "  note(root, 'SADD', entry)\n  redis.call(at_head",
+        "  redis.call(at_head",
+        checks.what_waits_is_found,
+    ),
+    ("put", "  note(root, 'SADD', entry)\nelse", "else", checks.what_waits_is_found),
+    (
+        "lease",
+        "redis.call('HSET', root .. ':held', correlation, worker.name .. '|' .. tag)",
+        "",
+        checks.what_is_leased_is_found,
+    ),
+    ("lease", "redis.call('SREM', root .. ':waiting', correlation)", "", checks.what_is_done_is_not_found),
+    ("settle", "redis.call('HDEL', root .. ':held', correlation)", "", checks.what_is_done_is_not_found),
+    ("purge", "      note(root, 'SREM', entry)", "", checks.what_is_purged_is_not_found),
+    (
+        "purge",
+        "note(root, 'SREM', string.match(member, '^[^|]*|[^|]*|(.*)$'))",
+        "",
+        checks.what_is_purged_is_not_found,
+    ),
+    (
+        "drop",
+        "wake(root, lease.domain, lease.tenant)\nreturn 1",
+        "return 1",
+        checks.what_is_dropped_frees_its_slot,
+    ),
 ]
 
 

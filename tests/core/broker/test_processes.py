@@ -20,8 +20,8 @@ from django.test import override_settings
 
 from core.broker import keeper as keeper_module
 from core.broker.keeper import Keeper
-from core.leases import LEASE_SECONDS
 from core.broker.scripts import ROOT
+from core.leases import LEASE_SECONDS
 from nooble.embedded import die_with_parent
 from tests.core.broker.conftest import quiet
 from tests.core.broker.server import Server, eventually

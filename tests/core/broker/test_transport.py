@@ -165,6 +165,7 @@ def test_a_purge_of_a_domain_takes_the_delayed_with_it(connection: Connection, v
     publish(connection, A, headers={"eta": "2999-01-01T00:00:00+00:00"})
     assert valkey.zcard(f"{ROOT}:agent:delayed") == 1
     connection.default_channel.queue_purge("agent")
+    assert not valkey.exists(f"{ROOT}:waiting")
     assert valkey.zcard(f"{ROOT}:agent:delayed") == 0
 
 
@@ -172,6 +173,7 @@ def test_a_purge_of_one_queue_takes_its_delayed_with_it(connection: Connection, 
     for name in (A, B):
         publish(connection, name, headers={"eta": "2999-01-01T00:00:00+00:00"})
     connection.default_channel.queue_purge(A)
+    assert valkey.scard(f"{ROOT}:waiting") == 1
     assert valkey.zcard(f"{ROOT}:agent:delayed") == 1
 
 

@@ -14,6 +14,7 @@ from kombu import Queue
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
+from core.actions import sweeper
 from core.broker import keeper
 from core.broker.urls import broker_url
 from core.queues.names import DOMAINS, QueueName
@@ -69,9 +70,10 @@ def make_app(url: str) -> Celery:
 
 
 @signals.celeryd_init.connect(weak=False)
-def forget_limits(**_: Any) -> None:
-    """These workers have no database."""
+def forget_database(**_: Any) -> None:
+    """These workers have none: nobody asks it for limits, and nobody sweeps it."""
     keeper.limits_source = None
+    signals.worker_init.disconnect(sweeper.start)
 
 
 def send(app: Celery, task: str, name: str, *args: Any, **options: Any) -> str:

@@ -415,7 +415,7 @@ def test_rivals_who_take_a_task_from_its_worker_have_one_winner(committed_tenant
         rivals = [Task.unscoped.get(pk=task.pk) for _ in range(4)]
         won = at_once(
             *[lambda rival=rival: rival.give_back(crashed=True) for rival in rivals],
-            lambda: task.settle("completed") == "completed",
+            lambda task=task: task.settle("completed") == "completed",
         )
         assert sum(won) == 1
         row = row_of(task)
@@ -643,7 +643,6 @@ def test_any_history_of_tasks_follows_the_model(db: None) -> None:
     LivesOfTasks.steps = 0
     settings = hypothesis_settings(max_examples=200, stateful_step_count=60)
     run_state_machine_as_test(LivesOfTasks, settings=settings)
-    print(LivesOfTasks.steps)
     assert LivesOfTasks.steps >= STEPS
 
 

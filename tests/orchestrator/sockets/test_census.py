@@ -121,6 +121,19 @@ def test_who_does_not_wait_any_more_is_not_counted() -> None:
     aio.run(scenario())
 
 
+def test_who_stops_waiting_as_the_answer_comes_is_not_counted() -> None:
+    async def scenario() -> None:
+        one = Census()
+        leaver = asyncio.ensure_future(one.admit("s.x"))
+        while not one.held:  # noqa: ASYNC110 - no step later
+            await asyncio.sleep(0)
+        leaver.cancel()
+        assert (await asyncio.gather(leaver, return_exceptions=True)) != [(True, None)]
+        assert one.held == 0
+
+    aio.run(scenario())
+
+
 def test_where_valkey_is_away_everybody_who_waits_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     async def away(names: list[str]) -> list[int | None]:
         raise redis.ConnectionError("away")

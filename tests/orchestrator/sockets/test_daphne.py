@@ -100,7 +100,7 @@ async def test_a_link_that_is_lost_is_waited_for_by_nobody(wire: Wire, link: Tra
     wire.write(b"x" * 100 * KB)
     waiting = asyncio.ensure_future(link.drained())
     await asyncio.sleep(0)
-    link.lost()
+    link.stopProducing()
     await waiting
 
 
