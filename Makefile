@@ -34,7 +34,7 @@ check: dev ## lint, formatting, import directions, types, missing migrations
 chaos: dev ## kill, freeze and cut everything on purpose, at full size (ARGS="-k guard", CHAOS_SEED)
 	@exec env CHAOS=full $(BIN)/python -m pytest tests/chaos $(ARGS)
 
-pages: dev ## drive the chat page in headless Chromium (Debian: apt install chromium)
+pages: dev ## drive the chat page and the console in headless Chromium (Debian: apt install chromium)
 	@$(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet "playwright>=1.50,<2"
 	@exec $(BIN)/python -m pytest pages $(ARGS)
 

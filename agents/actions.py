@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict
 
 from agents.config import AgentConfig
+from agents.document import AgentDocument
+from agents.fields import Description, Kind, Name, Note, VersionNumber
+from agents.validation import AgentValidation
 from core.actions.base import Action, Result, Slug
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=120, strip_whitespace=True)]
-Kind = Annotated[str, StringConstraints(min_length=1, max_length=64, strip_whitespace=True)]
-Description = Annotated[str, StringConstraints(max_length=2_000)]
+
+class MadeFrom(Result):
+    """The template that an agent was made from, and as which version; `newer` if it has changed since."""
+
+    id: uuid.UUID
+    version: int
+    newer: bool
 
 
 class AgentResource(Result):
-    """An agent as the API shows it; `version` counts from 1."""
+    """An agent as the API shows it; `version` counts from 1.
+
+    `version` and `config` are the newest ones. `published_version` is the one that answers: it lags
+    behind while a change waits to be published, and is null for a draft. `etag` names this state: the
+    version, and how often all else has been changed since. `template` is null for an agent that was
+    made without one, `validation` for one that was never checked and fits its tier.
+    """
 
     agent_id: uuid.UUID
     slug: str
@@ -26,9 +39,25 @@ class AgentResource(Result):
     description: str
     status: str
     version: int
+    published_version: int | None
+    etag: str
     config: AgentConfig
+    template: MadeFrom | None
+    validation: AgentValidation | None
     created_at: datetime.datetime
     updated_at: datetime.datetime
+
+
+class VersionResource(Result):
+    """One version of an agent: it never changes. `published` says whether it is the one that answers."""
+
+    agent_id: uuid.UUID
+    version: int
+    author: str
+    note: str
+    published: bool
+    created_at: datetime.datetime
+    config: AgentConfig
 
 
 class AgentCreate(BaseModel):
@@ -45,7 +74,12 @@ class AgentCreate(BaseModel):
 
 
 class AgentUpdate(BaseModel):
-    """The body of a change: what is absent stays. `config` is merged over the present one."""
+    """The body of a change: what is absent stays. `config` is merged over the newest version's.
+
+    A changed `config` is a new version, which keeps the `note`; of a published agent it answers at
+    once, unless `publish` is false: then the agent goes on with its published version until it is
+    published. `draft` is the agent's status: a draft answers nobody.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,6 +89,8 @@ class AgentUpdate(BaseModel):
     slug: Slug | None = None
     draft: bool | None = None
     config: dict[str, Any] | None = None
+    publish: bool = True
+    note: Note = ""
 
 
 class AgentCreateAction(AgentCreate, Action[AgentResource]):
@@ -65,19 +101,77 @@ class AgentCreateAction(AgentCreate, Action[AgentResource]):
     actor: str
 
 
-class AgentUpdateAction(AgentUpdate, Action[AgentResource]):
+class ChangesAgent(BaseModel):
+    """What every change of an agent has: which one, who asks, and the states that it may be in.
+
+    `if_match` holds tags (`Agent.tag`); None when any state will do.
+    """
+
+    agent_id: uuid.UUID
+    actor: str
+    if_match: tuple[str, ...] | None = None
+
+
+class AgentUpdateAction(AgentUpdate, ChangesAgent, Action[AgentResource]):
     """Change an agent; a changed configuration is a new version."""
 
     verb = "agent.update"
+
+
+class AgentPublishAction(ChangesAgent, Action[AgentResource]):
+    """Let the newest version answer."""
+
+    verb = "agent.publish"
+
+
+class AgentRollback(BaseModel):
+    """The body of a rollback: the version to go back to, and why."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: VersionNumber
+    note: Note = ""
+
+
+class AgentRollbackAction(AgentRollback, ChangesAgent, Action[AgentResource]):
+    """Make an old configuration the newest version."""
+
+    verb = "agent.rollback"
+
+
+class AgentDeleteAction(ChangesAgent, Action[None]):
+    """Delete an agent: it answers nobody any more, its history stays."""
+
+    verb = "agent.delete"
+
+
+class AgentRestoreAction(ChangesAgent, Action[AgentResource]):
+    """Bring a deleted agent back as it was; its slug, if taken meanwhile, gets a suffix."""
+
+    verb = "agent.restore"
+
+
+class AgentDuplicate(BaseModel):
+    """The body of a duplicate."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name | None = None
+
+
+class AgentDuplicateAction(AgentDuplicate, Action[AgentResource]):
+    """Make an agent like another one: same status, newest configuration, no history."""
+
+    verb = "agent.duplicate"
 
     agent_id: uuid.UUID
     actor: str
 
 
-class AgentDeleteAction(Action[None]):
-    """Delete an agent: it answers nobody any more, its history stays."""
+class AgentImportAction(Action[AgentResource]):
+    """Make an agent of an exported one; a slug that is taken gets a suffix."""
 
-    verb = "agent.delete"
+    verb = "agent.import"
 
-    agent_id: uuid.UUID
+    document: AgentDocument
     actor: str

@@ -6,7 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-ProviderName = Literal["openai", "groq", "scripted"]
+from core.ids import SLUG_PATTERN
+
+# Providers that every tenant knows; any other name is one that the tenant has registered.
+BUILT_IN_PROVIDERS = ("openai", "groq", "scripted")
+
+ProviderName = Annotated[str, StringConstraints(pattern=SLUG_PATTERN)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")]
 
 
@@ -24,7 +29,9 @@ class AgentConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    provider: ProviderName
+    provider: ProviderName = Field(
+        description="openai, groq, scripted, or a name that the tenant registered."
+    )
     model: ModelName
     fallback: Fallback | None = Field(
         None,

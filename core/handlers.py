@@ -1,4 +1,4 @@
-"""The rules of the ground floor's verbs: tasks and API keys."""
+"""The rules of the ground floor's verbs: tasks, API keys, tiers and tenants."""
 
 from __future__ import annotations
 
@@ -8,21 +8,33 @@ from typing import Any
 
 from django.db import transaction
 from django.db.models.functions import Now
+from pydantic import BaseModel
 
+from core import outbox
 from core.actions import cancellation
 from core.actions.base import Action
 from core.actions.bus import enqueue
 from core.actions.keys import ApiKeyCreateAction, ApiKeyRevokeAction, CreatedKey
+from core.actions.notices import NoticeRelayAction
 from core.actions.registry import build, handles
 from core.actions.tasks import CancelledTask, RetriedTask, TaskCancelAction, TaskRetryAction
 from core.actions.telling import tell_status
+from core.actions.tiers import (
+    TenantCreateAction,
+    TenantFields,
+    TenantUpdateAction,
+    TierCreateAction,
+    TierDeleteAction,
+    TierFields,
+    TierUpdateAction,
+)
 from core.actions.worker import follow_up
-from core.errors import CannotCancel, CannotRetry, NotFound, TaskNotFound
-from core.models import ApiKey, Task
+from core.audit import record
+from core.errors import CannotCancel, CannotRetry, Conflict, NotFound, TaskNotFound, TenantNotFound
+from core.models import ApiKey, Task, Tenant, Tier
 from core.models.task import CLAIMABLE
 from core.queues.names import Priority
 from core.tenancy import current_tenant_id
-
 
 CANCEL_TRIES = 3
 
@@ -99,6 +111,14 @@ def create_key(action: ApiKeyCreateAction) -> CreatedKey:
     key = ApiKey(tenant_id=current_tenant_id(), name=action.name, scopes=list(action.scopes))
     text = key.mint()
     key.save()
+    record(
+        action.verb,
+        "api_key",
+        key.pk,
+        tenant_id=key.tenant_id,
+        before={},
+        after={"name": key.name, "prefix": key.prefix, "scopes": key.scopes},
+    )
     return CreatedKey(row_id=key.pk, key=text)
 
 
@@ -107,4 +127,84 @@ def revoke_key(action: ApiKeyRevokeAction) -> None:
     """Revoking twice keeps the first moment."""
     if not ApiKey.objects.filter(pk=action.row_id).exists():
         raise NotFound()
-    ApiKey.objects.filter(pk=action.row_id, revoked_at=None).update(revoked_at=Now())
+    if ApiKey.objects.filter(pk=action.row_id, revoked_at=None).update(revoked_at=Now()):
+        before, after = {"revoked": False}, {"revoked": True}
+        tenant_id = current_tenant_id()
+        record(action.verb, "api_key", action.row_id, tenant_id=tenant_id, before=before, after=after)
+
+
+@handles(TierCreateAction)
+def create_tier(action: TierCreateAction) -> None:
+    fields = _fields(action, TierFields)
+    _, created = Tier.objects.get_or_create(slug=action.slug, defaults=fields)
+    if not created:
+        raise Conflict(details={"slug": action.slug})
+    record(action.verb, "tier", action.slug, tenant_id=None, before={}, after=fields)
+
+
+@handles(TierUpdateAction)
+def update_tier(action: TierUpdateAction) -> None:
+    """What tenants have that no longer fits stays as it is: only what is new is measured by the tier."""
+    tier = Tier.objects.select_for_update(no_key=True).filter(pk=action.slug).first()
+    if tier is None:
+        raise NotFound()
+    fields = _fields(action, TierFields)
+    before = {name: getattr(tier, name) for name in fields}
+    for name, value in fields.items():
+        setattr(tier, name, value)
+    tier.save()
+    record(action.verb, "tier", action.slug, tenant_id=None, before=before, after=fields)
+
+
+@handles(TierDeleteAction)
+def delete_tier(action: TierDeleteAction) -> None:
+    tier = Tier.objects.select_for_update().filter(pk=action.slug).first()
+    if tier is None:
+        raise NotFound()
+    if tier.tenants.exists():
+        raise Conflict(details={"tenants": tier.tenants.count()})
+    before = {name: getattr(tier, name) for name in TierFields.model_fields}
+    tier.delete()
+    record(action.verb, "tier", action.slug, tenant_id=None, before=before, after={})
+
+
+@handles(TenantCreateAction)
+def create_tenant(action: TenantCreateAction) -> None:
+    tier = _tier(action.tier)
+    _, created = Tenant.objects.get_or_create(
+        id=action.tenant_id, defaults={"name": action.name, "tier": tier}
+    )
+    if not created:
+        raise Conflict(details={"id": action.tenant_id})
+    after = _fields(action, TenantFields)
+    record(action.verb, "tenant", action.tenant_id, tenant_id=action.tenant_id, before={}, after=after)
+
+
+@handles(TenantUpdateAction)
+def update_tenant(action: TenantUpdateAction) -> None:
+    tenant = Tenant.objects.select_for_update(no_key=True).filter(pk=action.tenant_id).first()
+    if tenant is None:
+        raise TenantNotFound()
+    before = {"name": tenant.name, "tier": tenant.tier_id}
+    tenant.name, tenant.tier = action.name, _tier(action.tier)
+    tenant.save()
+    after = _fields(action, TenantFields)
+    record(action.verb, "tenant", tenant.pk, tenant_id=tenant.pk, before=before, after=after)
+
+
+def _tier(slug: str) -> Tier:
+    tier = Tier.objects.filter(pk=slug).first()
+    if tier is None:
+        raise NotFound(details={"tier": slug})
+    return tier
+
+
+def _fields(action: Action[Any], shape: type[BaseModel]) -> dict[str, Any]:
+    """The action's values of the shape's fields, as rows keep them."""
+    return action.model_dump(mode="json", include=set(shape.model_fields))
+
+
+@handles(NoticeRelayAction)
+def relay_notices(action: NoticeRelayAction) -> None:
+    """Done twice, it finds nothing the second time."""
+    outbox.relay(action.subject)

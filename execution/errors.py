@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.utils.translation import gettext_lazy as _
 
-from core.errors import NoobleError
+from core.errors import Conflict, NoobleError, NotFound, PermissionRefused
 from execution.providers.base import ProviderError
 
 # The texts of `execution.providers.base`, which knows no framework, where translators find them.
@@ -17,6 +17,7 @@ _TEXTS = {
     "ProviderAuthenticationFailed": _("The model provider refused our credentials."),
     "ProviderRejected": _("The model provider rejected the request."),
     "ProviderProtocolError": _("The model provider sent an answer that could not be read."),
+    "ProviderAddressRefused": _("The model provider's address is not a public one."),
     "ProviderNotConfigured": _("The model provider is not configured."),
 }
 
@@ -38,3 +39,25 @@ class RunError(NoobleError):
 def described(error: ProviderError) -> RunError:
     """What clients and the task's row are told; the provider's own words stay in the log."""
     return RunError(type(error).__name__)
+
+
+class ProviderNotFound(NotFound):
+    default_message = _("Provider not found.")
+
+
+class ProviderExists(Conflict):
+    default_message = _("The tenant has a provider of this name.")
+
+
+class ProviderInUse(Conflict):
+    """Agents would have nobody to ask; `details` names them."""
+
+    default_message = _("Agents use this provider.")
+
+
+class TooManyProviders(Conflict):
+    default_message = _("The tenant has as many providers as it may have.")
+
+
+class TierForbids(PermissionRefused):
+    """The tenant's tier does not include this."""

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import re
-
+from agents.variables import fill
 from execution.context import RunContext
 from execution.limits import fit_history, message_tokens
 from execution.messages import ChatMessage
 
-_variable = re.compile(r"\{\{\s*([a-z_]{1,32})\s*\}\}")
-
-
-def fill(template: str, values: dict[str, str]) -> str:
-    """Replace `{{name}}` for the names in `values`, in one pass; everything else stays as it is.
-
-    One pass, so that a value can never bring in another placeholder.
-    """
-    return _variable.sub(lambda match: values.get(match.group(1), match.group()), template)
-
 
 def variables(context: RunContext) -> dict[str, str]:
-    """The names that instructions may use."""
+    """What the names of `PROMPT_VARIABLES` stand for in this run."""
     return {
         "agent_name": context.agent_name,
         "user_id": context.end_user,

@@ -1,8 +1,10 @@
 """The Celery app, in every process: the web publishes with it, workers consume."""
 
+from typing import Any
+
 from celery import Celery, signals
 
-from core import aio, health
+from core import aio, health, outbound, outbox
 from core.actions import drain, sweeper
 from core.actions.worker import register_tasks
 from core.broker import keeper
@@ -11,20 +13,33 @@ from core.queues.amqp import AMQP
 from core.selectors import tenant_queue_limits
 from execution.providers.registry import close
 from orchestrator.idempotency import forget_expired
+from orchestrator.webhooks import postman
 
 app = Celery("nooble", amqp=AMQP)
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.set_default()
 keeper.limits_source = tenant_queue_limits
-sweeper.chores.append(forget_expired)
+sweeper.chores += [forget_expired, outbox.relay_left, outbox.forget_old]
+outbox.subscribers.append(postman.fan_out)
 register_tasks(app)
 signals.worker_init.connect(sweeper.start)
 signals.worker_shutting_down.connect(drain.begin)
 
 
+@signals.celeryd_after_setup.connect
+def deliver_webhooks(instance: Any, **_: object) -> None:
+    """In workers of the front door's domain: those of agents have streams to write."""
+    if "orchestrator" in instance.app.amqp.queues.consume_from:
+        postman.start()
+
+
 @signals.worker_shutdown.connect
 def close_connections(**_: object) -> None:
-    """Those to providers, when the last run has ended."""
+    """Those to providers, when the last run has ended, and to webhooks."""
+    postman.stop()
+    aio.run(outbound.close())
     aio.run(close())
+
+
 health.register(app)
 refuse_other_transports()

@@ -6,6 +6,7 @@ with one line per variable that names it.
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import os
 import sys
@@ -68,6 +69,18 @@ class Environment(BaseSettings):
     def _check_networks(cls, value: list[str]) -> list[str]:
         for part in value:
             ipaddress.ip_network(part)
+        return value
+
+    @field_validator("encryption_keys")
+    @classmethod
+    def _check_keys(cls, value: list[SecretStr]) -> list[SecretStr]:
+        for key in value:
+            try:
+                length = len(base64.urlsafe_b64decode(key.get_secret_value()))
+            except ValueError:
+                length = 0
+            if length != 32:
+                raise ValueError("each key is 32 random bytes as URL-safe base64")
         return value
 
     @field_validator("nooble_home")

@@ -7,6 +7,8 @@ from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 urlpatterns = [
     path("", include("orchestrator.urls")),
     path("", include("agents.urls")),
+    path("", include("execution.urls")),
+    path("", include("core.urls")),
     path("api/schema", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
     path("admin/queues/", include("core.admin.queues")),

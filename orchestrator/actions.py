@@ -6,12 +6,29 @@ import datetime
 import uuid
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+)
 
 from core.actions.base import Action, Result, SessionId, TenantId
+from core.events.base import SERVICES
 from core.queues.names import HIGH, Priority
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=32_768)]
+
+
+def _known_service(name: str) -> str:
+    if name not in SERVICES:
+        raise ValueError(f"one of {', '.join(SERVICES)}")
+    return name
+
+
 EventName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 AnyPriority = Annotated[
     Priority,
@@ -148,3 +165,155 @@ class WebSocketBroadcastAction(Action[None]):
     event: EventName
     data: dict[str, Any]
     session_ids: tuple[SessionId, ...] | None = Field(None, min_length=1, max_length=1_000)
+
+
+ServiceName = Annotated[str, AfterValidator(_known_service)]
+
+
+class ServiceEvent(BaseModel):
+    """An event in the envelope, as a service sends it, but for its tenant. `data` depends on the event."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    event: EventName
+    service: ServiceName
+    event_id: uuid.UUID | None = None
+    task_id: uuid.UUID | None = None
+    global_task_id: uuid.UUID | None = None
+    session_id: SessionId | None = None
+    timestamp: datetime.datetime
+    data: dict[str, Any]
+
+
+class ServiceEventBody(ServiceEvent):
+    """A frame of `/ws/task_updates`. The log gives the `seq`, whatever a service says."""
+
+    tenant_id: TenantId
+    seq: int | None = None
+
+
+class ServiceTellAction(ServiceEvent, Action[None]):
+    """Tell, as a service, what happens to a task, or to a thing of the tenant's."""
+
+    verb = "service.tell"
+
+
+Url = Annotated[str, StringConstraints(min_length=1, max_length=2_048, strip_whitespace=True)]
+
+
+class WebhookResource(Result):
+    """An endpoint as the API shows it. `secret` is there only in the answer that made it.
+
+    `events` none: all. `disabled_reason`: `owner`, `gone` (it answered 410), `failing`, or empty.
+    """
+
+    webhook_id: uuid.UUID
+    url: str
+    description: str
+    events: list[str]
+    disabled: bool
+    disabled_reason: str
+    created_at: datetime.datetime
+    updated_at: datetime.datetime
+    secret: str | None = None
+
+
+class WebhookCreate(BaseModel):
+    """The body of a create."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: Url
+    events: tuple[EventName, ...] = ()
+    description: Annotated[str, StringConstraints(max_length=500)] = ""
+    disabled: bool = False
+
+
+class WebhookUpdate(BaseModel):
+    """The body of a change: what is absent stays."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: Url | None = None
+    events: tuple[EventName, ...] | None = None
+    description: Annotated[str, StringConstraints(max_length=500)] | None = None
+    disabled: bool | None = None
+
+
+class WebhookCreateAction(WebhookCreate, Action[WebhookResource]):
+    """Tell an address of the tenant's what happens; the answer has its secret, this once."""
+
+    verb = "webhook.create"
+
+
+class WebhookUpdateAction(WebhookUpdate, Action[WebhookResource]):
+    """Change a webhook. Enabled again, it hears what happens from now on."""
+
+    verb = "webhook.update"
+
+    webhook_id: uuid.UUID
+
+
+class WebhookDeleteAction(Action[None]):
+    """Delete a webhook with its deliveries."""
+
+    verb = "webhook.delete"
+
+    webhook_id: uuid.UUID
+
+
+class WebhookRotateAction(Action[WebhookResource]):
+    """Give a webhook a new secret, shown this once; for a day the former one signs beside it."""
+
+    verb = "webhook.rotate"
+
+    webhook_id: uuid.UUID
+
+
+class AttemptResource(BaseModel):
+    """One request. `status_code` is null when there was no answer; `answer` is its beginning."""
+
+    started_at: datetime.datetime
+    seconds: float
+    status_code: int | None
+    error: str
+    answer: str
+
+
+class DeliveryResource(Result):
+    """One event on its way to one webhook: `pending`, `delivered` or `dead`.
+
+    `event_id` is the `webhook-id` of the request; `next_attempt_at` is null when there is none to come.
+    """
+
+    delivery_id: uuid.UUID
+    webhook_id: uuid.UUID
+    event: str
+    event_id: uuid.UUID
+    status: str
+    next_attempt_at: datetime.datetime | None
+    created_at: datetime.datetime
+    finished_at: datetime.datetime | None
+    attempts: list[AttemptResource]
+
+
+class WebhookReplayAction(Action[DeliveryResource]):
+    """Deliver once more, now: what died, what was delivered, or what waits for its next attempt."""
+
+    verb = "webhook.replay"
+
+    delivery_id: uuid.UUID
+
+
+class WebhookRecordAttemptAction(Action[None]):
+    """Write down what came of an attempt, and what follows from it. `claim` says whose it was."""
+
+    verb = "webhook.record_attempt"
+
+    delivery_id: uuid.UUID
+    claim: uuid.UUID
+    started_at: datetime.datetime
+    seconds: float
+    status_code: int | None = None
+    error: str = ""
+    answer: str = ""

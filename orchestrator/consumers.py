@@ -1,181 +1,96 @@
-"""The session's socket: join, authorize, forward."""
+"""The front door's sockets: join, authorize, forward."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+import time
+import uuid
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
 
-import redis
-from asgiref.sync import sync_to_async
-from autobahn.exception import Disconnected
-from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.conf import settings
-from django.db import OperationalError, close_old_connections
-from django.http import HttpRequest
 from django.utils import translation
 
 from conversations.selectors import session_seq
 from core.actions.base import Action, ActionError, ActionResult
 from core.actions.bus import answer
 from core.api.errors import named
-from core.api.parsers import parse_json
+from core.audit import Origin, asked_by
 from core.errors import (
-    BodyTooLarge,
     Conflict,
-    MalformedRequest,
-    NoobleError,
     NotFound,
     PermissionRefused,
-    RateLimited,
-    ServiceUnavailable,
     TenantNotFound,
     ValidationFailed,
 )
 from core.events import log
-from core.events.base import control
-from core.events.groups import session_name, tenant_name
+from core.events.base import SERVICES, Service, control
+from core.events.groups import session_name, tenant_name, updates_name
 from core.ids import is_session_id, is_slug
+from core.models.audit import AuditSource
 from core.selectors import tenant_is_known, tenant_limits
 from core.tenancy import tenant_scope
-from orchestrator.access import Resume, origin_is_sound
-from orchestrator.actions import ChatCancelTaskAction, ChatGetStatusAction, ChatSendMessageAction
-from orchestrator.errors import TooManyConnections
+from orchestrator.access import Onlooker, Resume, is_same_origin, service_named
+from orchestrator.actions import (
+    ChatCancelTaskAction,
+    ChatGetStatusAction,
+    ChatSendMessageAction,
+    ServiceEventBody,
+    ServiceTellAction,
+)
+from orchestrator.errors import ServiceRefused
 from orchestrator.snapshots import snapshot
-from orchestrator.sockets.census import census
 from orchestrator.sockets.forwarding import Forwarding
-from orchestrator.sockets.inbox import MAX_FRAME, Frame, Inbox
 from orchestrator.sockets.keeper import keeper
-from orchestrator.sockets.link import EXTENSION, Link
+from orchestrator.sockets.socket import (
+    AWAY,
+    MALFORMED,
+    NOT_ALLOWED,
+    TRY_AGAIN,
+    UNKNOWN,
+    ClientSocket,
+    Refused,
+    picked,
+)
 
-logger = logging.getLogger(__name__)
+CHECK_SECONDS = 10.0  # so long a right is believed that was seen once
+HANDSHAKE_SECONDS = 10.0  # for a service to say who it is
 
-PROTOCOL = "nooble.v1"
 RESUME_PREFIX = "nooble.resume."
+BEARER_PREFIX = "nooble.bearer."
 
 ACTIONS: dict[str, type[Action[Any]]] = {
     action.verb: action for action in (ChatSendMessageAction, ChatGetStatusAction, ChatCancelTaskAction)
 }
 
-# Work of sockets that touches the database: bounded, and not the one thread that Channels shares.
-_threads = ThreadPoolExecutor(max_workers=16, thread_name_prefix="socket")
 
-
-HANDLERS = {
-    "session.event": "session_event",
-    "websocket.connect": "websocket_connect",
-    "websocket.receive": "websocket_receive",
-    "websocket.disconnect": "websocket_disconnect",
-}
-
-ADMIT_SECONDS = 3.0  # Valkey that is frozen must not hold up a connect
-TOO_MANY = 4429  # connections, or frames
-
-# A service that is away, at connect: come back later.
-AWAY = (OperationalError, redis.RedisError, OSError)
-
-
-class Refused(Exception):
-    """A connect that may not be: the close code and the error that explains it."""
-
-    def __init__(self, code: int, error: NoobleError) -> None:
-        super().__init__(str(error))
-        self.code = code
-        self.error = error
-
-
-class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
+class SessionConsumer(ClientSocket):
     """`WS /ws/{tenant_id}/{session_id}`: everything that happens in a session, in order, once."""
 
-    is_accepted = False
-    is_counted = False
-    has_ended = False
-    forwarding: Forwarding | None = None
-    groups: list[str]
-    language: str
+    messages = {"session.event": "session_event"}
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """However it ends, the socket is not counted and not told any more."""
-        self.groups = []
-        self.link: Link = scope.get("extensions", {}).get(EXTENSION) or Link()
-        self.inbox = Inbox(self.link, self._answer)
-        try:
-            await super().__call__(scope, receive, send)
-        except AWAY as error:
-            if self.is_accepted:
-                raise
-            # Before `connect`: there is not even a channel to be told by.
-            await send({"type": "websocket.accept", "subprotocol": _picked(scope)})
-            await send({"type": "websocket.send", "text": control("error", named(error).as_dict())})
-            await send({"type": "websocket.close", "code": 1013})
-        finally:
-            self._forget()
-            for group in self.groups:
-                with suppress(*AWAY):
-                    await self.channel_layer.group_discard(group, self.channel_name)
-            await self._forget_channel()
-
-    async def _forget_channel(self) -> None:
-        """The layer keeps a channel until somebody who waits on it is cancelled; a hint ends the wait."""
-        name = getattr(self, "channel_name", None)
-        while name is not None and name in self.channel_layer.channels:
-            waiting = asyncio.ensure_future(self.channel_receive())
-            await asyncio.sleep(0)
-            waiting.cancel()
-            await asyncio.wait({waiting})
-
-    async def send(self, *args: Any, **kwargs: Any) -> None:
-        """To a client that has just gone, nothing: its `disconnect` is on the way."""
-        with suppress(Disconnected):
-            await super().send(*args, **kwargs)
-
-    async def dispatch(self, message: dict[str, Any]) -> None:
-        """Channels' own hops through a thread after every message, to close database connections.
-
-        Ours are closed where they were opened: see `_in_thread`.
-        """
-        await getattr(self, HANDLERS[message["type"]])(message)
-
-    async def connect(self) -> None:
-        headers = dict(self.scope["headers"])
-        origin = headers.get(b"origin")
-        if origin is not None and not origin_is_sound(origin.decode("latin-1")):
-            await self.close()  # before the handshake: HTTP 403
-            return
-        self.language = _language(headers)
-        await self.accept(_picked(self.scope))
-        self.is_accepted = True
-        try:
-            await self._join(*await self._admit())
-        except Refused as refused:
-            await self.refuse(refused.code, refused.error)
-        except AWAY as error:
-            await self.refuse(1013, named(error))
+    async def open(self) -> None:
+        await self._join(*await self._admit())
 
     async def _admit(self) -> tuple[Resume | None, int | None]:
         """The token and the cursor that the client came with. Raises Refused."""
         route = self.scope["url_route"]["kwargs"]
         self.tenant_id, self.session_id = route["tenant_id"], route["session_id"]
         if not is_slug(self.tenant_id) or not is_session_id(self.session_id):
-            raise Refused(4400, ValidationFailed(details={"path": "not a tenant and a session id"}))
+            raise Refused(MALFORMED, ValidationFailed(details={"path": "not a tenant and a session id"}))
         after = _cursor(self.scope["query_string"])
-        offered = self.scope["subprotocols"]
-        if offered and PROTOCOL not in offered:
-            raise Refused(4400, ValidationFailed(details={"subprotocol": f"offer {PROTOCOL}"}))
-        tokens = [name.removeprefix(RESUME_PREFIX) for name in offered if name.startswith(RESUME_PREFIX)]
-        resume = Resume.verify(tokens[0], self.tenant_id, self.session_id) if tokens else None
-        if resume is None and (tokens or after is not None):
-            raise Refused(4403, PermissionRefused(details={"subprotocol": f"{RESUME_PREFIX}<resume_token>"}))
+        token = self.offered(RESUME_PREFIX)
+        resume = Resume.verify(token, self.tenant_id, self.session_id) if token is not None else None
+        if resume is None and (token is not None or after is not None):
+            needed = {"subprotocol": f"{RESUME_PREFIX}<resume_token>"}
+            raise Refused(NOT_ALLOWED, PermissionRefused(details=needed))
         try:
             if not tenant_is_known(self.tenant_id):
-                await self._in_thread(tenant_limits, self.tenant_id)
+                await self.in_thread(tenant_limits, self.tenant_id)
         except TenantNotFound as error:
-            raise Refused(4404, error) from None
+            raise Refused(UNKNOWN, error) from None
         return resume, after
 
     async def _join(self, resume: Resume | None, after: int | None) -> None:
@@ -184,9 +99,9 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         Raises Refused.
         """
         self.name = session_name(self.tenant_id, self.session_id)
-        last_seq = await self._enter()
+        last_seq = await self.enter([self.name, tenant_name(self.tenant_id)], self.name)
         if last_seq is None:
-            last_seq = await self._in_thread(self._revived)
+            last_seq = await self.in_thread(self._revived)
         resume = resume or Resume(self.tenant_id, self.session_id, from_seq=last_seq)
         data = {"session_id": self.session_id, "last_seq": last_seq, "resume_token": resume.token()}
         await self.send(text_data=control("connection_established", data))
@@ -197,63 +112,11 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             self.forwarding.wake()
         keeper().opened(self)
 
-    async def _enter(self) -> int | None:
-        """Join the groups and be counted; gives the log's tail. Raises Refused."""
-        room = not census().is_full
-        last_seq = None
-        if room:
-            self.groups = [self.name, tenant_name(self.tenant_id)]
-            for group in self.groups:
-                await self.channel_layer.group_add(group, self.channel_name)
-            try:
-                room, last_seq = await asyncio.wait_for(census().admit(self.name), ADMIT_SECONDS)
-            except TimeoutError:
-                raise Refused(1013, ServiceUnavailable()) from None
-        if not room:
-            limit = settings.MAX_WEBSOCKET_CONNECTIONS
-            raise Refused(TOO_MANY, TooManyConnections(details={"limit": limit}))
-        self.is_counted = True
-        return last_seq
-
     def _revived(self) -> int:
         """The tail of a log that is not there: a new session's is 0, a lost one goes on far above."""
         with tenant_scope(self.tenant_id):
             floor = session_seq(self.session_id)
         return 0 if floor is None else log.revive(self.name, floor)
-
-    async def refuse(self, code: int, error: NoobleError) -> None:
-        with translation.override(self.language):
-            await self.end(code, control("error", error.as_dict()))
-
-    async def end(self, code: int, text: str) -> None:
-        """Say a last thing and close; what comes in from now on is not heard any more."""
-        if self.has_ended:
-            return
-        self.has_ended = True
-        self._forget()
-        await self.send(text_data=text)
-        with suppress(Disconnected):
-            await self.close(code)
-
-    def _forget(self) -> None:
-        """Nothing goes in or out any more, nobody looks after this socket, and it counts no more."""
-        self.inbox.drop()
-        if self.forwarding is not None:
-            self.forwarding.stop()
-        keeper().closed(self)
-        if self.is_counted:
-            self.is_counted = False
-            census().release()
-
-    async def websocket_disconnect(self, message: dict[str, Any]) -> None:
-        """What the client said before it left is still done."""
-        keeper().closed(self)
-        if self.forwarding is not None:
-            self.forwarding.stop()
-        await self.inbox.finish()
-        raise StopConsumer()
-
-    # From the session to the client.
 
     async def session_event(self, message: dict[str, Any]) -> None:
         """Forward the next event; fill a gap from the log; drop a repeat."""
@@ -269,44 +132,20 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     async def _send_text(self, text: str) -> None:
         await self.send(text_data=text)
 
-    # From the client to the platform.
-
-    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
-        self.link.heard()
-        if self.has_ended:
-            self.link.took()  # what was already on the way when we said no
-        elif not self.inbox.put(text_data):
-            self.link.took()
-            await self.refuse(TOO_MANY, RateLimited())
-
-    async def _answer(self, frame: Frame) -> None:
-        """One frame, one answer; only frames that are no text of ours end the socket."""
-        if frame.is_binary:
-            await self.refuse(4400, MalformedRequest("Binary frames are not spoken here."))
+    async def hear(self, fields: dict[str, Any]) -> None:
+        if await self.pong(fields):
             return
-        if frame.is_too_large:
-            await self.refuse(4413, BodyTooLarge(details={"limit": MAX_FRAME}))
-            return
-        try:
-            fields = parse_json(frame.text)
-            if not isinstance(fields, dict):
-                raise MalformedRequest(details={"reason": "a frame is a JSON object"})
-            verb = fields.pop("action", None)
-            if verb == "ping":
-                await self.send(text_data=control("pong"))
-                return
-            if not isinstance(verb, str) or verb not in ACTIONS:
-                raise ValidationFailed(details={"action": f"one of {', '.join((*ACTIONS, 'ping'))}"})
-        except (NoobleError, ValueError) as error:
-            with translation.override(self.language):
-                await self.send(text_data=control("error", named(error).as_dict()))
-            return
-        result = await self._in_thread(self._act, ACTIONS[verb], fields)
+        verb = fields.pop("action", None)
+        if not isinstance(verb, str) or verb not in ACTIONS:
+            raise ValidationFailed(details={"action": f"one of {', '.join((*ACTIONS, 'ping'))}"})
+        result = await self.in_thread(self._act, ACTIONS[verb], fields)
         await self.send(text_data=control("action_result", result.model_dump(mode="json")))
 
     def _act(self, shape: type[Action[Any]], fields: dict[str, Any]) -> ActionResult:
         """Run a client's action in its tenant's scope, in the client's language."""
-        with tenant_scope(self.tenant_id), translation.override(self.language):
+        client = self.scope.get("client") or (None,)
+        origin = Origin(AuditSource.SOCKET, request_id=str(fields.get("action_id", ""))[:64], ip=client[0])
+        with tenant_scope(self.tenant_id), asked_by(origin), translation.override(self.language):
             try:
                 action = self._build(shape, fields)
             except Exception as error:  # noqa: BLE001 - named() logs what nobody expected
@@ -340,35 +179,125 @@ class SessionConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         host = headers.get(b"host", b"").decode("latin-1")
         return f"{scheme}{'s' if secure else ''}://{host}{path}"
 
-    async def _in_thread(self, function: Any, *args: Any) -> Any:
-        def call() -> Any:
-            try:
-                return function(*args)
-            finally:
-                close_old_connections()
 
-        return await sync_to_async(call, thread_sensitive=False, executor=_threads)()
+class TenantUpdatesConsumer(ClientSocket):
+    """`WS /ws/tenants/{tenant_id}/updates`: what happens to a tenant's things, as it happens."""
+
+    messages = {"tenant.update": "tenant_update"}
+
+    async def open(self) -> None:
+        self.tenant_id: str = self.scope["url_route"]["kwargs"]["tenant_id"]
+        if not is_slug(self.tenant_id):
+            raise Refused(MALFORMED, ValidationFailed(details={"path": "not a tenant"}))
+        headers = dict(self.scope["headers"])
+        host = headers.get(b"host", b"").decode("latin-1")
+        origin = headers[b"origin"].decode("latin-1") if b"origin" in headers else None
+        cookies = headers.get(b"cookie", b"").decode("latin-1") if is_same_origin(origin, host) else ""
+        self.onlooker = Onlooker(self.tenant_id, self.offered(BEARER_PREFIX), cookies)
+        await self._check()
+        await self.enter([updates_name(self.tenant_id)])
+        data = {"channel": f"tenant:{self.tenant_id}"}
+        await self.send(text_data=control("connection_established", data))
+        keeper().opened(self)
+
+    async def _check(self) -> None:
+        """Raises Refused."""
+        try:
+            await self.in_thread(self.onlooker.check)
+        except TenantNotFound as error:
+            raise Refused(UNKNOWN, error) from None
+        except PermissionRefused as error:
+            raise Refused(NOT_ALLOWED, error) from None
+        self.checked_at = time.monotonic()
+
+    async def tenant_update(self, message: dict[str, Any]) -> None:
+        """Forward it, if who listens still may: a key can be revoked, and a person can leave."""
+        if message["tenant_id"] != self.tenant_id or self.has_ended:
+            return
+        try:
+            if time.monotonic() - self.checked_at > CHECK_SECONDS:
+                await self._check()
+        except Refused as refused:
+            await self.refuse(refused.code, refused.error)
+            return
+        except AWAY as error:
+            await self.refuse(TRY_AGAIN, named(error))
+            return
+        await self.link.drained()
+        await self.send(text_data=message["text"])
+
+    async def hear(self, fields: dict[str, Any]) -> None:
+        if not await self.pong(fields):
+            raise ValidationFailed(details={"action": "ping"})
+
+
+class TaskUpdatesConsumer(ClientSocket):
+    """`WS /ws/task_updates`: services of the platform tell what their work comes to.
+
+    The first frame is `{service_token, service_name}`, answered by `{"status": "authenticated"}`. Each
+    frame after it is an event in the envelope. One that has an `event_id` is answered by the
+    `action_result`; one that has none only where it is refused, by an `error`.
+    """
+
+    burst, rate = 200, 100.0
+    service: Service | None = None
+    _deadline: asyncio.TimerHandle | None = None
+
+    async def open(self) -> None:
+        await self.enter([])
+        self._deadline = asyncio.get_running_loop().call_later(HANDSHAKE_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        self._late = asyncio.create_task(self.refuse(NOT_ALLOWED, ServiceRefused()))
+
+    def forget(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        super().forget()
+
+    async def hear(self, fields: dict[str, Any]) -> None:
+        if self.service is None:
+            await self._shake_hands(fields)
+        elif not await self.pong(fields):
+            await self._take(ServiceEventBody(**fields))
+
+    async def _shake_hands(self, fields: dict[str, Any]) -> None:
+        service = service_named(fields.get("service_token"), fields.get("service_name"))
+        if service is None:
+            await self.refuse(NOT_ALLOWED, ServiceRefused())
+            return
+        self.service = service
+        assert self._deadline is not None
+        self._deadline.cancel()
+        await self.send(text_data='{"status":"authenticated"}')
+        keeper().opened(self)
+
+    async def _take(self, event: ServiceEventBody) -> None:
+        if SERVICES[event.service] != self.service:
+            raise ValidationFailed(details={"service": "a service speaks for itself"})
+        result = await self.in_thread(self._act, event)
+        if event.event_id is not None:
+            await self.send(text_data=control("action_result", result.model_dump(mode="json")))
+        elif result.error is not None:
+            await self.send(text_data=control("error", result.error.model_dump(mode="json")))
+
+    def _act(self, event: ServiceEventBody) -> ActionResult:
+        client = self.scope.get("client") or (None,)
+        origin = Origin(AuditSource.SOCKET, lambda: f"service:{self.service}", ip=client[0])
+        fields = event.model_dump(exclude={"tenant_id", "seq"}, exclude_none=True)
+        action_id = str(event.event_id) if event.event_id is not None else uuid.uuid4().hex
+        with tenant_scope(event.tenant_id), asked_by(origin), translation.override(self.language):
+            result, _error = answer(ServiceTellAction(**fields, action_id=action_id))
+        return result
 
 
 class UnknownConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     """Any other address: refused with a reason instead of a broken handshake."""
 
     async def connect(self) -> None:
-        await self.accept(_picked(self.scope))
+        await self.accept(picked(self.scope))
         await self.send(text_data=control("error", NotFound().as_dict()))
-        await self.close(4404)
-
-
-def _picked(scope: dict[str, Any]) -> str | None:
-    """Our subprotocol, whenever the client offers it."""
-    return PROTOCOL if PROTOCOL in scope["subprotocols"] else None
-
-
-def _language(headers: dict[bytes, bytes]) -> str:
-    """The language that the client asked for at connect."""
-    request = HttpRequest()
-    request.META["HTTP_ACCEPT_LANGUAGE"] = headers.get(b"accept-language", b"").decode("latin-1")
-    return translation.get_language_from_request(request)
+        await self.close(UNKNOWN)
 
 
 def _cursor(query_string: bytes) -> int | None:
@@ -377,5 +306,5 @@ def _cursor(query_string: bytes) -> int | None:
     if values is None:
         return None
     if not values[0].isascii() or not values[0].isdecimal() or len(values[0]) > 15:
-        raise Refused(4400, ValidationFailed(details={"after": "a seq: a whole number from 0"}))
+        raise Refused(MALFORMED, ValidationFailed(details={"after": "a seq: a whole number from 0"}))
     return int(values[0])

@@ -2,7 +2,7 @@
 
 from django.utils.translation import gettext_lazy as _
 
-from core.errors import Conflict, NoobleError, RateLimited
+from core.errors import Conflict, NoobleError, NotFound, RateLimited
 
 
 class IdempotencyKeyReused(Conflict):
@@ -27,3 +27,40 @@ class SlowReader(NoobleError):
 
     http_status = 408
     default_message = _("The connection is too slow for what is sent over it.")
+
+
+class WebhookNotFound(NotFound):
+    default_message = _("Webhook not found.")
+
+
+class DeliveryNotFound(NotFound):
+    default_message = _("Delivery not found.")
+
+
+class TooManyWebhooks(Conflict):
+    default_message = _("The tenant has as many webhooks as it may have.")
+
+
+class WebhookIsDisabled(Conflict):
+    """Nothing is sent to it; it has to be enabled first."""
+
+    default_message = _("The webhook is disabled.")
+
+
+class TaskIsOpen(Conflict):
+    """A task's end is told once its row is settled, and not before."""
+
+    default_message = _("The task has not ended.")
+
+
+class EventRefused(Conflict):
+    """The session's log has heard a later attempt, or the end, of the task."""
+
+    default_message = _("The event comes too late.")
+
+
+class ServiceRefused(NoobleError):
+    """The token is not the platform's, or the name is no service's."""
+
+    http_status = 403
+    default_message = _("The service is not known here.")

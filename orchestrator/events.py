@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any, Literal
 
+from agents.events import names as management_names
 from core.events.base import Event, EventData, Service
 from core.events.tasks import StatusUpdate, TaskStatusUpdate, envelope_of
 from core.models import Task
@@ -45,6 +47,27 @@ class Broadcast(OrchestratorEvent):
     """Whatever a service or an admin wants a tenant's sockets to hear."""
 
     data: dict[str, Any]
+
+
+class DisabledWebhook(EventData):
+    """`reason`: `gone`, it answered 410; `failing`, nothing could be delivered for too long."""
+
+    webhook_id: uuid.UUID
+    url: str
+    reason: str
+
+
+class WebhookDisabled(OrchestratorEvent):
+    """The platform sends nothing to a webhook any more."""
+
+    event: Literal["webhook_disabled"] = "webhook_disabled"
+    data: DisabledWebhook
+
+
+# What dashboards and webhooks can hear: the events of no session.
+NOTICES = frozenset(
+    {*management_names(), "webhook_disabled", "task_status_update", "task_completed", "task_failed"}
+)
 
 
 _NOTHING: dict[str, Any] = {

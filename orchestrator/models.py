@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
 
-from core.models import TenantModel
+from core.ids import uuid7
+from core.models import Notice, TenantModel
 
 
 class IdempotencyKey(TenantModel):
@@ -28,3 +31,113 @@ class IdempotencyKey(TenantModel):
 
     def __str__(self) -> str:
         return self.key
+
+
+class WebhookEndpoint(TenantModel):
+    """Where a tenant wants to hear of what happens. The secrets are encrypted, and shown when made."""
+
+    class Reason(models.TextChoices):
+        """Why nothing is sent to it."""
+
+        OWNER = "owner", _("by its owner")
+        GONE = "gone", _("it answered 410 Gone")
+        FAILING = "failing", _("nothing could be delivered for too long")
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    url = models.CharField(_("URL"), max_length=2_048)
+    description = models.CharField(_("description"), max_length=500, blank=True)
+    events = ArrayField(
+        models.CharField(max_length=64),
+        verbose_name=_("events"),
+        default=list,
+        blank=True,
+        help_text=_("Names of the events that it hears of; none means all."),
+    )
+    secret = models.TextField(editable=False)
+    previous_secret = models.TextField(blank=True, editable=False)
+    previous_until = models.DateTimeField(_("former secret until"), null=True, editable=False)
+    disabled_at = models.DateTimeField(_("disabled at"), null=True, editable=False)
+    disabled_reason = models.CharField(
+        _("disabled because"), max_length=10, choices=Reason.choices, blank=True, editable=False
+    )
+    # Since the last success: deliveries that died, and the first attempt that failed.
+    dead_in_a_row = models.PositiveIntegerField(_("dead in a row"), default=0, editable=False)
+    failing_since = models.DateTimeField(_("failing since"), null=True, editable=False)
+    created_at = models.DateTimeField(_("created at"), db_default=Now())
+    updated_at = models.DateTimeField(_("updated at"), auto_now=True)
+
+    class Meta(TenantModel.Meta):
+        verbose_name = _("webhook")
+        verbose_name_plural = _("webhooks")
+
+    def __str__(self) -> str:
+        return self.url
+
+
+class Delivery(TenantModel):
+    """One notice on its way to one endpoint: tried until it is taken, or dead.
+
+    `due_at` is when it is tried next. Whoever tries it holds a `claim` until `claimed_until`; what comes
+    of the attempt is written by the holder of the claim only. While a delivery is pending, none of a
+    later notice of its subject goes to the same endpoint.
+    """
+
+    class Status(models.TextChoices):
+        PENDING = "pending", _("pending")
+        DELIVERED = "delivered", _("delivered")
+        DEAD = "dead", _("dead")
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    endpoint = models.ForeignKey(
+        WebhookEndpoint, verbose_name=_("webhook"), on_delete=models.CASCADE, related_name="deliveries"
+    )
+    notice = models.ForeignKey(Notice, verbose_name=_("notice"), on_delete=models.CASCADE, related_name="+")
+    event = models.CharField(_("event"), max_length=64)
+    subject = models.CharField(_("subject"), max_length=64)
+    status = models.CharField(
+        _("status"), max_length=10, choices=Status.choices, default=Status.PENDING, editable=False
+    )
+    failures = models.PositiveSmallIntegerField(_("failures"), default=0)  # since it was made or replayed
+    due_at = models.DateTimeField(_("next attempt"), db_default=Now())
+    claim = models.UUIDField(null=True, editable=False)
+    claimed_until = models.DateTimeField(null=True, editable=False)
+    created_at = models.DateTimeField(_("created at"), db_default=Now())
+    finished_at = models.DateTimeField(_("finished at"), null=True)
+
+    class Meta(TenantModel.Meta):
+        verbose_name = _("delivery")
+        verbose_name_plural = _("deliveries")
+        constraints = [models.UniqueConstraint(name="delivery_once", fields=["endpoint", "notice"])]
+        indexes = [
+            models.Index(name="delivery_due", fields=["due_at"], condition=models.Q(status="pending")),
+            models.Index(
+                name="delivery_order",
+                fields=["endpoint", "subject", "notice"],
+                condition=models.Q(status="pending"),
+            ),
+            models.Index(name="delivery_log", fields=["endpoint", "-id"]),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.event} {self.id}"
+
+
+class DeliveryAttempt(TenantModel):
+    """One request to an endpoint, and what came back."""
+
+    delivery = models.ForeignKey(
+        Delivery, verbose_name=_("delivery"), on_delete=models.CASCADE, related_name="attempts"
+    )
+    started_at = models.DateTimeField(_("started at"))
+    seconds = models.FloatField(_("duration"))
+    status_code = models.PositiveSmallIntegerField(_("HTTP status"), null=True)
+    error = models.CharField(_("error"), max_length=200, blank=True)
+    answer = models.TextField(_("beginning of the answer"), blank=True)
+
+    class Meta(TenantModel.Meta):
+        verbose_name = _("delivery attempt")
+        verbose_name_plural = _("delivery attempts")
+        default_permissions = ("view",)
+
+    def __str__(self) -> str:
+        return str(self.status_code or self.error)

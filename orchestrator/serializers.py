@@ -8,7 +8,7 @@ import uuid
 from pydantic import BaseModel
 
 from core.actions.base import ActionResult
-from orchestrator.actions import ChatMessageSent, TaskCancelled, TaskState
+from orchestrator.actions import ChatMessageSent, DeliveryResource, TaskCancelled, TaskState, WebhookResource
 
 
 # What an ActionResult holds, endpoint by endpoint: for the schema.
@@ -39,4 +39,18 @@ class MessageList(BaseModel):
     """A page of messages, oldest first; `next` is the cursor of the following one, or null."""
 
     items: list[MessageItem]
+    next: str | None
+
+
+class WebhookList(BaseModel):
+    """A page of webhooks, oldest first; `next` is the cursor of the following one, or null."""
+
+    items: list[WebhookResource]
+    next: str | None
+
+
+class DeliveryList(BaseModel):
+    """A page of deliveries, newest first; `next` is the cursor of the following one, or null."""
+
+    items: list[DeliveryResource]
     next: str | None

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from orchestrator.views import chat, health, pages, sessions, stream
+from orchestrator.views import chat, health, pages, sessions, stream, webhooks
 
 urlpatterns = [
     path("", pages.FrontPageView.as_view()),
@@ -16,6 +16,11 @@ urlpatterns = [
     path("api/chat/status", chat.StatusAliasView.as_view()),
     path("api/chat/cancel", chat.CancelAliasView.as_view()),
     path("api/v1/sessions/<str:session_id>/messages", sessions.SessionMessagesView.as_view()),
+    path("api/v1/webhooks", webhooks.WebhooksView.as_view()),
+    path("api/v1/webhooks/deliveries/<str:delivery_id>/replay", webhooks.ReplayView.as_view()),
+    path("api/v1/webhooks/<str:webhook_id>", webhooks.WebhookView.as_view()),
+    path("api/v1/webhooks/<str:webhook_id>/deliveries", webhooks.DeliveriesView.as_view()),
+    path("api/v1/webhooks/<str:webhook_id>/rotate", webhooks.WebhookRotateView.as_view()),
     path("health", health.HealthView.as_view()),
     path("health/detailed", health.DetailedHealthView.as_view()),
     path("ws/stats", health.SocketStatsView.as_view()),

@@ -52,6 +52,7 @@ class Platform:
 
     base_url: str
     api_key: str
+    admin: dict[str, str]  # username, password
 
     def call(
         self, method: str, path: str, fields: dict[str, Any] | None = None, **headers: str
@@ -101,7 +102,7 @@ def platform() -> Iterator[Platform]:
         )
     try:
         demo = _wait_for_demo(process, home)
-        yield Platform(demo["base_url"], demo["api_key"])
+        yield Platform(demo["base_url"], demo["api_key"], demo["admin"])
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)

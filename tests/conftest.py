@@ -10,9 +10,10 @@ from channels.layers import get_channel_layer
 from hypothesis import HealthCheck, settings
 
 from agents import selectors as agents
-from core import aio, valkey
+from core import aio, outbound, valkey
 from core import selectors as core
 from core.models import Tenant
+from execution import credentials
 from execution.providers import registry as providers
 from tests.factories import make_tenant
 
@@ -29,6 +30,7 @@ settings.load_profile("nooble")
 def forget_cached_rows() -> None:
     """What a process does by itself within a second."""
     core._limits.clear()
+    credentials._own.clear()
     agents._live.clear()
     agents._names.clear()
     agents._names.clear()
@@ -63,6 +65,7 @@ def stopped_loop() -> Iterator[None]:
 
 async def _stop_everything() -> None:
     await providers.close()
+    await outbound.close()
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()

@@ -14,10 +14,11 @@ from agents.models import Agent
 from conversations.actions import ConversationAppendAction
 from conversations.models import Message, Session
 from core.actions.bus import enqueue, execute
+from core.actions.notices import NoticeRelayAction
 from core.events import log
 from core.events.groups import session_name
 from core.ids import new_session_id
-from core.models import ApiKey, Task, Tenant, Tier
+from core.models import ApiKey, Notice, Task, Tenant, Tier
 from core.models.access import SCOPES
 from core.queues.names import Priority
 from core.tenancy import tenant_scope
@@ -70,7 +71,7 @@ def lose_worker(task: Task) -> None:
 
 
 def make_agent(tenant: Tenant, *, slug: str | None = None, draft: bool = False, **config: Any) -> Agent:
-    """An agent with its version 1; the scripted echo unless `config` says otherwise."""
+    """An agent with its version 1, untold; the scripted echo unless `config` says otherwise."""
     action = AgentCreateAction(
         name="Test agent",
         type="assistant",
@@ -81,6 +82,9 @@ def make_agent(tenant: Tenant, *, slug: str | None = None, draft: bool = False, 
     )
     with tenant_scope(tenant.pk):
         created = execute(action)
+    subject = str(created.agent_id)
+    Notice.unscoped.filter(subject=subject).delete()
+    Task.unscoped.filter(action=NoticeRelayAction.verb, payload={"subject": subject}).delete()
     agent: Agent = Agent.unscoped.select_related("version").get(pk=created.agent_id)
     return agent
 

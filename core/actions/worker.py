@@ -19,8 +19,10 @@ from core.actions.bus import enqueue, execute, publish_next
 from core.actions.registry import all_handlers, build, handler_of
 from core.actions.running import draining, running
 from core.actions.telling import tell_status
+from core.audit import Origin, asked_by
 from core.errors import InternalError, NoobleError
 from core.models import Task
+from core.models.audit import AuditSource
 from core.queues.names import HIGH
 from core.tenancy import tenant_scope
 
@@ -50,7 +52,8 @@ def run_task(task_id: str, tenant_id: str) -> None:
     heartbeat.start()
     if draining.is_set():
         raise Reject("this worker takes no more tasks", requeue=True)
-    with tenant_scope(tenant_id), running(pk) as run:
+    origin = Origin(AuditSource.QUEUE, request_id=task_id)
+    with tenant_scope(tenant_id), asked_by(origin), running(pk) as run:
         task = _claim(pk, tenant_id) if run is not None else None
         if run is None or task is None:
             logger.info("task %s: nothing to claim", task_id)

@@ -3,9 +3,9 @@
 from django.contrib import admin
 from django.utils.translation import gettext_lazy as _
 
-from core.admin import keys, people, queues, tasks, tenants, usage
+from core.admin import audit, keys, people, queues, tasks, tenants, usage
 
-__all__ = ["keys", "people", "queues", "tasks", "tenants", "usage"]
+__all__ = ["audit", "keys", "people", "queues", "tasks", "tenants", "usage"]
 
 admin.site.index_template = "core/admin/dashboard.html"
 admin.site.index_title = _("Overview")

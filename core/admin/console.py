@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ from unfold.decorators import display as unfold_display
 from core.actions.base import Action
 from core.actions.bus import execute
 from core.api.errors import named
+from core.changes import Change
 from core.errors import NoobleError, ValidationFailed
 from core.tenancy import tenant_scope
 
@@ -101,6 +102,36 @@ def pretty(value: Any) -> SafeString | str:
         return "-"
     text = json.dumps(value, ensure_ascii=False, indent=2)
     return format_html('<pre class="console-json">{}</pre>', text)
+
+
+def shown_changes(changes: Iterable[Change]) -> list[dict[str, Any]]:
+    """Changes to read: what `core/admin/changes.html` takes."""
+    return shown_diff(change.as_dict() for change in changes)
+
+
+def shown_diff(changes: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same of changes that have become JSON."""
+    return [
+        {
+            "field": change["field"],
+            "before": _words(change["before"]),
+            "after": _words(change["after"]),
+            # Without the two lines that name the files of a diff.
+            "lines": [
+                (_LINES.get(line[:1], "same"), line) for line in change.get("diff", "").splitlines()[2:]
+            ],
+        }
+        for change in changes
+    ]
+
+
+_LINES = {"+": "added", "-": "removed", "@": "place"}
+
+
+def _words(value: Any) -> str:
+    if value is None or value == "":
+        return "-"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 class Console(ModelAdmin):  # type: ignore[misc]
@@ -228,17 +259,20 @@ class RefusableForm(ModelForm):  # type: ignore[type-arg]
 
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data
-        error = self.refusal
-        if error is not None:
-            shown = False
-            for place, reason in error.details.items():
-                field = place.replace(".", "_")
-                if field in self.fields:
-                    self.add_error(field, reason if isinstance(error, ValidationFailed) else str(error))
-                    shown = True
-            if not shown:
-                self.add_error(None, " ".join([str(error), *map(str, error.details.values())]))
+        if self.refusal is not None:
+            self.tell_refusal(self.refusal)
         return cleaned
+
+    def tell_refusal(self, error: NoobleError) -> None:
+        """At the fields that the error names, else above all of them."""
+        shown = False
+        for place, reason in error.details.items():
+            field = place.replace(".", "_")
+            if field in self.fields:
+                self.add_error(field, reason if isinstance(error, ValidationFailed) else str(error))
+                shown = True
+        if not shown:
+            self.add_error(None, " ".join([str(error), *map(str, error.details.values())]))
 
 
 class SavesByAction:

@@ -30,3 +30,13 @@ def cursor_of(request: Request) -> uuid.UUID | None:
     if cursor is None:
         raise ValidationFailed(details={"cursor": "not a cursor of ours"})
     return cursor
+
+
+def number_of(request: Request, name: str) -> int | None:
+    """A whole number from 1 on among the query's parameters; None without it. Raises ValidationFailed."""
+    text = request.query_params.get(name)
+    if not text:
+        return None
+    if not text.isascii() or not text.isdecimal() or len(text) > 18 or int(text) < 1:
+        raise ValidationFailed(details={name: "a whole number from 1 on"})
+    return int(text)

@@ -11,6 +11,7 @@ from rest_framework.parsers import BaseParser
 from core.errors import BodyTooLarge, MalformedRequest, ValidationFailed
 
 MAX_BODY = 256 * 1024  # bytes
+MAX_IMPORT = 32 * 1024 * 1024  # of what carries many things, or everything of one
 MAX_DEPTH = 32
 
 
@@ -49,7 +50,8 @@ class StrictJSONParser(BaseParser):
     media_type = "application/json"
 
     def parse(self, stream: IO[bytes], media_type: str | None = None, parser_context: Any = None) -> Any:
-        raw = stream.read(MAX_BODY + 1)
-        if len(raw) > MAX_BODY:
-            raise BodyTooLarge(details={"limit": MAX_BODY})
+        limit = getattr((parser_context or {}).get("view"), "max_body", MAX_BODY)
+        raw = stream.read(limit + 1)
+        if len(raw) > limit:
+            raise BodyTooLarge(details={"limit": limit})
         return parse_json(raw)

@@ -16,6 +16,7 @@ from core.actions.base import Action
 from core.actions.bus import answer
 from core.api.errors import headers_of
 from core.api.parsers import MAX_BODY
+from core.audit import asked_by, with_actor
 from core.errors import (
     AuthenticationRequired,
     BodyTooLarge,
@@ -29,10 +30,12 @@ from core.tenancy import tenant_scope
 class ApiView(APIView):
     """Every JSON endpoint: refuses what is too large before parsing it, names every error."""
 
+    max_body: ClassVar[int] = MAX_BODY  # bytes
+
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         length = request.META.get("CONTENT_LENGTH") or "0"
-        if not length.isdigit() or int(length) > MAX_BODY:
-            raise BodyTooLarge(details={"limit": MAX_BODY})
+        if not length.isdigit() or int(length) > self.max_body:
+            raise BodyTooLarge(details={"limit": self.max_body})
         super().initial(request, *args, **kwargs)
 
     def body(self, request: Request) -> dict[str, Any]:
@@ -81,6 +84,7 @@ class KeyView(ApiView):
         if needed not in key.scopes:
             raise PermissionRefused(details={"scope": needed})
         self.scope.enter_context(tenant_scope(key.tenant_id))
+        self.scope.enter_context(asked_by(with_actor(self.actor(request))))
 
     def actor(self, request: Request) -> str:
         """Who does it, for the record."""

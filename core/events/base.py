@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, get_args
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 Service = Literal["agent-orchestrator", "agent-execution", "agent-management"]
+# Every name of a service, the documents' second ones too.
+SERVICES: Mapping[str, Service] = {
+    name + ending: name for name in get_args(Service) for ending in ("", "-service")
+}
 # Which closing event this is: of a run, of a task, or none; the log takes one of each a task.
 Closes = Literal["run", "task", ""]
 

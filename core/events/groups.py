@@ -23,6 +23,11 @@ def tenant_name(tenant_id: str) -> str:
     return "t." + hashlib.blake2b(tenant_id.encode(), digest_size=16).hexdigest()
 
 
+def updates_name(tenant_id: str) -> str:
+    """The group of a tenant's dashboards. Not that of its sockets, which are public."""
+    return "u." + hashlib.blake2b(tenant_id.encode(), digest_size=16).hexdigest()
+
+
 def pubsub_channel(group: str) -> str:
     """Where channels-redis listens for a group. A test holds it against the layer's own name."""
     return f"{LAYER_PREFIX}__group__{group}"

@@ -19,7 +19,7 @@ slug_validator = RegexValidator(
 
 
 class Tier(models.Model):
-    """What a plan allows."""
+    """What a plan allows. A bound that is None is none."""
 
     slug = models.CharField(_("slug"), max_length=40, primary_key=True, validators=[slug_validator])
     name = models.CharField(_("name"), max_length=80)
@@ -51,6 +51,37 @@ class Tier(models.Model):
         default=True,
         help_text=_("Whether runs may use the provider keys of the environment."),
     )
+    own_providers = models.BooleanField(
+        _("providers of one's own"),
+        default=True,
+        help_text=_("Whether a tenant may register providers with its own keys and addresses."),
+    )
+    max_agents = models.PositiveIntegerField(
+        _("agents"),
+        null=True,
+        blank=True,
+        help_text=_("How many agents a tenant may have; no bound when empty."),
+    )
+    max_webhooks = models.PositiveIntegerField(
+        _("webhooks"),
+        null=True,
+        blank=True,
+        help_text=_("How many webhooks a tenant may have; no bound when empty."),
+    )
+    max_run_seconds = models.FloatField(
+        _("longest run"),
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1)],
+        help_text=_("Seconds that a run may take; the platform's bound when empty."),
+    )
+    max_output_tokens = models.PositiveIntegerField(
+        _("max. output tokens"),
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1)],
+        help_text=_("Tokens that one answer may have; no bound when empty."),
+    )
 
     class Meta:
         verbose_name = _("tier")
@@ -59,6 +90,10 @@ class Tier(models.Model):
             models.CheckConstraint(name="tier_priority_ceiling", condition=models.Q(priority_ceiling__lte=9)),
             models.CheckConstraint(name="tier_weight", condition=models.Q(weight__gt=0)),
             models.CheckConstraint(name="tier_max_running", condition=models.Q(max_running__gte=1)),
+            models.CheckConstraint(name="tier_max_run_seconds", condition=models.Q(max_run_seconds__gt=0)),
+            models.CheckConstraint(
+                name="tier_max_output_tokens", condition=models.Q(max_output_tokens__gte=1)
+            ),
         ]
 
     def __str__(self) -> str:

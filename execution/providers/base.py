@@ -24,6 +24,9 @@ class Provider(Protocol):
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]: ...
 
+    async def models(self) -> frozenset[str] | None:
+        """The names of the models there are, or None when nobody keeps a list. Raises ProviderError."""
+
 
 class ProviderError(Exception):
     """A call that did not give an answer. The class name is the `error_type` clients see.
@@ -88,6 +91,12 @@ class ProviderProtocolError(ProviderError):
     """An answer that is not the protocol: bad JSON, a stream without an end, an over-long line."""
 
     message = "The model provider sent an answer that could not be read."
+
+
+class ProviderAddressRefused(ProviderError):
+    """A tenant's base URL leads into a network that the operator has not opened."""
+
+    message = "The model provider's address is not a public one."
 
 
 class ProviderNotConfigured(ProviderError):

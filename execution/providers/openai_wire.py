@@ -21,9 +21,11 @@ import aiohttp
 import orjson
 from yarl import URL
 
+from core.outbound import AddressRefused, Allow, checked_connector
 from execution.messages import Deadlines, Finished, FinishReason, ModelEvent, ModelRequest, TextDelta, Usage
 from execution.providers.base import (
     DeadlineExceeded,
+    ProviderAddressRefused,
     ProviderAuthenticationFailed,
     ProviderError,
     ProviderNotConfigured,
@@ -50,6 +52,9 @@ _ERROR_DETAIL = 300
 _ERROR_WAIT = 1.0
 _TAIL_WAIT = 2.0
 _END_WAIT = 0.1
+# Seconds for a list of models, and bytes of it: the longest that are known have about one million.
+_LIST_WAIT = 10.0
+_MAX_LIST = 8 * 1024 * 1024
 # Seconds; no provider's Retry-After is believed beyond a day.
 _MAX_RETRY_AFTER = 86_400.0
 # Seconds an idle connection is kept, and before the kernel asks whether a silent peer lives.
@@ -63,31 +68,43 @@ _FINISH_REASONS: dict[str, FinishReason] = {
     "content_filter": "content_filter",
 }
 
-_sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
+# By loop, and for tenants' addresses by the networks that the operator has opened.
+_sessions: dict[tuple[asyncio.AbstractEventLoop, Allow | None], aiohttp.ClientSession] = {}
 
 
 def shared_session() -> aiohttp.ClientSession:
-    """The running loop's session: one for all providers, since it holds their connections and TLS."""
-    loop = asyncio.get_running_loop()
-    session = _sessions.get(loop)
+    """The running loop's session: one for all the operator's providers, with their connections and TLS."""
+    return _session_of(
+        None,
+        lambda: aiohttp.TCPConnector(
+            limit=0, keepalive_timeout=_IDLE_CONNECTION, socket_factory=_socket_with_keepalive
+        ),
+    )
+
+
+def checked_session(allow: Allow) -> aiohttp.ClientSession:
+    """The running loop's session for tenants' addresses: public ones, and the networks in `allow`."""
+    allow = tuple(allow)
+    return _session_of(allow, lambda: checked_connector(allow, reuse_seconds=_IDLE_CONNECTION))
+
+
+def _session_of(allow: Allow | None, connector: Callable[[], aiohttp.TCPConnector]) -> aiohttp.ClientSession:
+    key = (asyncio.get_running_loop(), allow)
+    session = _sessions.get(key)
     if session is None or session.closed:
-        for dead in [known for known in list(_sessions) if known.is_closed()]:
+        for dead in [known for known in list(_sessions) if known[0].is_closed()]:
             del _sessions[dead]
-        session = _sessions[loop] = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=_IDLE_CONNECTION, socket_factory=_socket_with_keepalive
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
+        session = _sessions[key] = aiohttp.ClientSession(
+            connector=connector(), cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
         )
     return session
 
 
 async def close_shared_session() -> None:
-    """Close the running loop's session and its connections."""
-    session = _sessions.pop(asyncio.get_running_loop(), None)
-    if session is not None:
-        await session.close()
+    """Close the running loop's sessions and their connections."""
+    loop = asyncio.get_running_loop()
+    for key in [known for known in list(_sessions) if known[0] is loop]:
+        await _sessions.pop(key).close()
 
 
 def _socket_with_keepalive(address: aiohttp.AddrInfoType) -> socket.socket:
@@ -126,7 +143,8 @@ class OpenAIWire:
         session: Callable[[], aiohttp.ClientSession] = shared_session,
     ) -> None:
         self.name = name
-        self._url = _endpoint(base_url)
+        self._url = _endpoint(base_url, "chat/completions")
+        self._list_url = _endpoint(base_url, "models")
         self._api_key = api_key
         self._output_limit = output_limit
         self._session = session
@@ -206,6 +224,35 @@ class OpenAIWire:
             # A response that was read to its end has given its connection back; any other is closed.
             response.close()
 
+    async def models(self) -> frozenset[str] | None:
+        """What `GET {base_url}/models` lists; see `Provider`."""
+        failure: ProviderError
+        try:
+            async with asyncio.timeout(_LIST_WAIT):
+                return await self._listed()
+        except ProviderError as error:
+            failure = error
+        except TimeoutError:
+            failure = ProviderTimeout(f"no list of models within {_LIST_WAIT:g} s")
+        except aiohttp.ClientResponseError:
+            failure = ProviderProtocolError("not an HTTP answer")
+        except (aiohttp.ClientError, OSError) as error:
+            failure = _no_connection(error)
+        # Raised here, outside the except blocks: an aiohttp error holds the request with its headers.
+        raise failure
+
+    async def _listed(self) -> frozenset[str] | None:
+        headers = {name: value for name, value in self._headers.items() if name != "Accept"}
+        async with self._session().get(self._list_url, headers=headers, allow_redirects=False) as response:
+            if response.status in (404, 405, 501):
+                return None  # a server that keeps no list
+            if response.status != 200:
+                raise _error_of_status(response.status, f"HTTP {response.status} to the list of models")
+            body = bytearray()
+            while len(body) <= _MAX_LIST and (part := await response.content.readany()):
+                body += part
+        return _names_of(body)
+
     async def _send(self, request: ModelRequest, watch: _Watch) -> aiohttp.ClientResponse:
         """Send the request and wait for the answer's headers."""
         try:
@@ -227,11 +274,11 @@ class OpenAIWire:
         except aiohttp.ClientResponseError as error:
             failure = ProviderProtocolError(f"not an HTTP answer: {error.message[:_ERROR_DETAIL]}")
         except aiohttp.ClientError as error:
-            failure = ProviderUnavailable(f"no connection: {_name(error)}")
+            failure = _no_connection(error)
         except TimeoutError:
             failure = watch.expired().error(before_first_token=True)
         except OSError as error:
-            failure = ProviderUnavailable(f"no connection: {_name(error)}")
+            failure = _no_connection(error)
         # Raised here, outside the except blocks: an aiohttp error holds the request with its headers.
         self._forget_key(failure)
         raise failure
@@ -440,14 +487,32 @@ async def _start_of_body(response: aiohttp.ClientResponse) -> bytes:
     return body[:_ERROR_BODY]
 
 
-def _endpoint(base_url: str) -> URL:
+def _endpoint(base_url: str, path: str) -> URL:
     try:
         url = URL(base_url)
     except ValueError:
         raise ProviderNotConfigured("the base URL is not a URL") from None
     if url.scheme not in ("http", "https") or not url.host:
         raise ProviderNotConfigured("the base URL is not an http(s) URL")
-    return url / "chat/completions" if url.path.endswith("/") else URL(f"{url}/chat/completions")
+    return url / path if url.path.endswith("/") else URL(f"{url}/{path}")
+
+
+def _names_of(body: bytes | bytearray) -> frozenset[str]:
+    """The ids in a list of models. Raises ProviderProtocolError."""
+    if len(body) > _MAX_LIST:
+        raise ProviderProtocolError(f"a list of models of more than {_MAX_LIST} bytes")
+    try:
+        models = orjson.loads(body)["data"]
+        return frozenset(str(model["id"]) for model in models)
+    except (ValueError, KeyError, TypeError):
+        raise ProviderProtocolError("not a list of models") from None
+
+
+def _no_connection(error: aiohttp.ClientError | OSError) -> ProviderError:
+    reason = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(reason, AddressRefused):
+        return ProviderAddressRefused("the base URL leads to an address that is not public")
+    return ProviderUnavailable(f"no connection: {_name(error)}")
 
 
 def _name(error: BaseException) -> str:

@@ -57,6 +57,9 @@ class Scripted:
         prompt = sum(len(tokenize(message.content)) for message in request.messages)
         yield Finished(reason, Usage(prompt_tokens=prompt, completion_tokens=len(tokens)))
 
+    async def models(self) -> None:
+        """Every name is one: see above."""
+
 
 def tokenize(text: str) -> list[str]:
     """Word-like tokens; joined they are the text again."""

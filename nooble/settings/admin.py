@@ -84,6 +84,8 @@ UNFOLD = {
                     },
                     _page(_("Sessions"), "forum", "conversations", "session"),
                     _page(_("Usage"), "toll", "core", "usagerecord"),
+                    _page(_("Webhooks"), "webhook", "orchestrator", "webhookendpoint"),
+                    _page(_("Deliveries"), "outbox", "orchestrator", "delivery"),
                 ],
             },
             {
@@ -101,6 +103,8 @@ UNFOLD = {
                     _page(_("Tenants"), "apartment", "core", "tenant"),
                     _page(_("Tiers"), "stacks", "core", "tier"),
                     _page(_("API keys"), "key", "core", "apikey"),
+                    _page(_("Audit"), "history_edu", "core", "auditentry"),
+                    _page(_("Providers"), "cloud_sync", "core", "providercredential"),
                 ],
             },
             {

@@ -16,6 +16,12 @@ SECRET_KEY = _env.secret_key.get_secret_value() if _env.secret_key else _kept.ge
 SERVICE_TOKEN = (
     _env.service_token.get_secret_value() if _env.service_token else _kept.get("SERVICE_TOKEN", "")
 )
+# The first encrypts, all decrypt: core/secrets.py.
+ENCRYPTION_KEYS = [key.get_secret_value() for key in _env.encryption_keys] or [
+    key for key in _kept.get("ENCRYPTION_KEYS", "").split(",") if key
+]
+# Private networks that tenants' addresses may lead to: core/outbound.py.
+OUTBOUND_ALLOW = tuple(_env.nooble_outbound_allow)
 ALLOWED_HOSTS = _env.allowed_hosts or (
     [] if _env.nooble_env == "prod" else ["localhost", "127.0.0.1", "[::1]", "testserver"]
 )
@@ -48,6 +54,7 @@ CORS_ALLOW_HEADERS = [
     "authorization",
     "content-type",
     "idempotency-key",
+    "if-match",
     "nooble-resume",
 ]
 CORS_EXPOSE_HEADERS = ["retry-after", "x-request-id", "etag"]

@@ -37,7 +37,7 @@ class Census:
         self.process = f"{os.getpid()}-{time.time_ns()}"
         self.held = 0
         self._asking = asyncio.Lock()
-        self._waiting: list[tuple[str, asyncio.Future[Answer]]] = []
+        self._waiting: list[tuple[str | None, asyncio.Future[Answer]]] = []
         self._door: asyncio.Task[None] | None = None
 
     @property
@@ -45,8 +45,8 @@ class Census:
         """Whether our own sockets leave no room; it costs nothing to ask."""
         return self.held >= settings.MAX_WEBSOCKET_CONNECTIONS
 
-    async def admit(self, name: str) -> Answer:
-        """Whether one more socket may come in, and the tail of the log `name` that it wants to hear.
+    async def admit(self, name: str | None) -> Answer:
+        """Whether one more socket may come in, and the tail of the log `name` that it wants to hear, if any.
 
         It is counted then, until `release`. Raises redis.RedisError or OSError.
         """
@@ -84,17 +84,18 @@ class Census:
         finally:
             self._door = None
 
-    async def _let_in(self, batch: list[tuple[str, asyncio.Future[Answer]]]) -> None:
+    async def _let_in(self, batch: list[tuple[str | None, asyncio.Future[Answer]]]) -> None:
+        names = [name for name, _ in batch if name is not None]
         try:
-            room, tails = await asyncio.gather(
-                self._ask(wanting=len(batch)), log.tails([name for name, _ in batch])
-            )
+            room, tails = await asyncio.gather(self._ask(wanting=len(batch)), log.tails(names))
         except (redis.RedisError, OSError) as error:
             for _, answer in batch:
                 if not answer.done():
                     answer.set_exception(error)
             return
-        for (_, answer), tail in zip(batch, tails, strict=True):
+        found = iter(tails)
+        for name, answer in batch:
+            tail = next(found) if name is not None else None
             if answer.done():
                 continue  # nobody waits any more
             answer.set_result((room > 0, tail))

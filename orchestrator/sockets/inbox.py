@@ -36,10 +36,16 @@ class Frame:
 class Inbox:
     """The frames of one client: answered one at a time, in order, beside what is forwarded to it."""
 
-    def __init__(self, link: Link, answer: Callable[[Frame], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        link: Link,
+        answer: Callable[[Frame], Awaitable[None]],
+        burst: int = BURST,
+        rate: float = RATE,
+    ) -> None:
         self._link = link
         self._answer = answer
-        self._bucket = Bucket(BURST, RATE)
+        self._bucket = Bucket(burst, rate)
         self._waiting: deque[Frame] = deque()
         self._task: asyncio.Task[None] | None = None
 

@@ -42,7 +42,7 @@ class Socket(Protocol):
     """What the keeper needs of one that is open."""
 
     link: Link
-    forwarding: Forwarding
+    forwarding: Forwarding | None  # of a log, where it hears one
 
     async def send(self, text_data: str | None = None) -> None: ...
 
@@ -156,7 +156,7 @@ class Keeper:
 
     async def _look_at_tails(self) -> None:
         """A hint that was lost at the end of what was said leaves no gap to see: look at the logs."""
-        forwardings = [socket.forwarding for socket in self._open]
+        forwardings = [socket.forwarding for socket in self._open if socket.forwarding is not None]
         try:
             tails = await log.tails([forwarding.name for forwarding in forwardings])
         except (redis.RedisError, OSError) as error:

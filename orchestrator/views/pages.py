@@ -16,7 +16,7 @@ from django.views.decorators.clickjacking import xframe_options_sameorigin
 from django.views.decorators.csrf import csrf_exempt
 
 from agents.errors import AgentNotFound
-from agents.selectors import agent_get, agent_live
+from agents.selectors import agent_get, agent_live, agent_version
 from core.api.errors import body_of
 from core.errors import MethodNotAllowed
 from core.ids import parse_uuid
@@ -52,19 +52,19 @@ class ChatPageView(PageView):
         try:
             if pk is None:
                 raise AgentNotFound()
-            tenant_id = agent_live(pk).tenant_id
+            live = agent_live(pk)
+            tenant_id = live.tenant_id
             with tenant_scope(tenant_id):
                 agent = agent_get(pk)
         except AgentNotFound:
             return self.page(request, "not_found", status=404)
-        assert agent.version is not None
         config = {
             "agent_id": str(agent.pk),
             "agent_name": agent.name,
             "sockets": websocket_url(request, f"/ws/{tenant_id}/"),
             "strings": _strings(),
         }
-        greeting = agent.version.config.get("greeting", "")
+        greeting = agent_version(live.version_id).config.greeting
         return self.page(
             request, "chat", {"agent": agent, "greeting": greeting, "config": json.dumps(config)}
         )

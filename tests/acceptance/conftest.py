@@ -83,6 +83,7 @@ def stack() -> Iterator[Stack]:
             "OPENAI_API_KEY": FAKE_KEY,
             "GROQ_BASE_URL": "http://127.0.0.1:1/v1",
             "GROQ_API_KEY": FAKE_KEY,
+            "NOOBLE_OUTBOUND_ALLOW": "127.0.0.1/32",
             "ORCHESTRATOR_WEBSOCKET_PING_INTERVAL": "1",
         }
         platform = Process((sys.executable, "-m", "nooble.run"), environment, home / "run.log")

@@ -38,6 +38,7 @@ def test_only_provider_and_model_are_required() -> None:
         {"instructions": "x" * 32_768},
         {"model": "org/model:7b@2024"},
         {"fallback": {"provider": "groq", "model": "m"}},
+        {"provider": "a-name-of-the-tenants-own"},
         {"fallback": None},
         {"multitask_strategy": "interrupt"},
         {"restart_after_fault": True},
@@ -50,7 +51,9 @@ def test_what_fits(field: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "field",
     [
-        {"provider": "nobody"},
+        {"provider": "No Body"},
+        {"provider": ""},
+        {"provider": "x" * 41},
         {"model": ""},
         {"model": "two words"},
         {"model": "line\n"},
@@ -71,7 +74,7 @@ def test_what_fits(field: dict[str, Any]) -> None:
         {"greeting": "x" * 2_001},
         {"fallback": {}},
         {"fallback": {"provider": "groq"}},
-        {"fallback": {"provider": "nobody", "model": "m"}},
+        {"fallback": {"provider": "No Body", "model": "m"}},
         {"fallback": {"provider": "groq", "model": "two words"}},
         {"fallback": {"provider": "groq", "model": "m", "fallback": None}},
         {"multitask_strategy": "drop"},

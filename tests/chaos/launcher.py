@@ -2,7 +2,7 @@
 
 The module runs as `python -m <module>` would run it. The environment says what is wrong with it:
 
-CHAOS_CRASH    a point of `points.POINTS` at which the process kills itself,
+CHAOS_CRASH    a point of `points.POINTS` or `NOTICE_POINTS` at which the process kills itself,
 CHAOS_PERMITS  a directory: each crash uses up one of its files, and without one nothing happens;
                a file's content says how many times the point is passed before
 CHAOS_WITHOUT  a guard of `points.GUARDS` that this process does not have

@@ -28,13 +28,13 @@ POINTS = {
     "cancel: written": ("core.actions.cancellation", "hint", BEFORE),
     "claim: before": ("core.models.task", "Task.claim", BEFORE),
     "claim: after": ("core.models.task", "Task.claim", AFTER),
-    "call: written": ("execution.handlers", "open_call", AFTER),
+    "call: written": ("execution.handlers.runs", "open_call", AFTER),
     "append: before": ("core.events.log", "_Appender.append", BEFORE),
     "append: after": ("core.events.log", "_Appender.append", AFTER),
     "settle: before": ("core.actions.worker", "settle", BEFORE),
     "settle: inside": ("core.models.task", "Task.settle", AFTER),
-    "settle: committed": ("execution.handlers", "_announce", BEFORE),
-    "settle: announced": ("execution.handlers", "_announce", AFTER),
+    "settle: committed": ("execution.handlers.runs", "_announce", BEFORE),
+    "settle: announced": ("execution.handlers.runs", "_announce", AFTER),
     "settle: callback published": ("core.actions.bus", "publish_task", AFTER),
     "ack: before": ("core.broker.keeper", "Keeper.settle", BEFORE),
     "callback: before": ("orchestrator.handlers.websocket", "_ending", AFTER),
@@ -44,6 +44,16 @@ POINTS = {
     "take-over: told": ("core.actions.sweeper", "tell_again", AFTER),
     "take-over: before publishing": ("core.actions.sweeper", "publish_task", BEFORE),
     "take-over: published": ("core.actions.sweeper", "publish_task", AFTER),
+}
+
+# The same on the way of a notice, from the outbox to a tenant's own system.
+NOTICE_POINTS = {
+    "relay: before": ("core.outbox", "relay", BEFORE),
+    "relay: inside": ("core.outbox", "_publish", BEFORE),
+    "relay: committed": ("core.actions.worker", "settle", BEFORE),
+    "webhook: claimed": ("orchestrator.webhooks.postman", "_attempt", BEFORE),
+    "webhook: sent": ("orchestrator.webhooks.postman", "_record", BEFORE),
+    "webhook: recorded": ("orchestrator.webhooks.postman", "_record", AFTER),
 }
 
 
@@ -71,7 +81,7 @@ def _wrap(module: str, path: str, wrap: Callable[[Any], Any]) -> None:
 
 def crash_at(name: str, permits: Path) -> None:
     """The process ends at that point as by `kill -9`, while there are permits."""
-    module, path, side = POINTS[name]
+    module, path, side = {**POINTS, **NOTICE_POINTS}[name]
     chosen = sorted(permits.iterdir())
     left = int(chosen[0].read_text()) if chosen else 0
 

@@ -341,6 +341,7 @@ def start(cleanup: ExitStack) -> Rig:
         "REDIS_URL": services.redis_url,
         "OPENAI_BASE_URL": model_url,
         "OPENAI_API_KEY": FAKE_KEY,
+        "NOOBLE_OUTBOUND_ALLOW": "127.0.0.1/32",
         "PYTHONUNBUFFERED": "1",
     }
     _manage(environment | {"DATABASE_URL": services.database_owner_url}, "migrate", "--no-input")

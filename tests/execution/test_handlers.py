@@ -27,7 +27,7 @@ from core.events import log
 from core.events.groups import session_name
 from core.models import Task, Tenant, UsageRecord
 from core.tenancy import tenant_scope
-from execution import handlers
+from execution.handlers import runs as handlers
 from tests.factories import (
     claim,
     lose_worker,

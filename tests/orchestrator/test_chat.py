@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from typing import Any
 
 import pytest
 import redis
-from django.db import OperationalError, transaction
+from django.db import OperationalError, connection, transaction
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from pydantic import ValidationError
 
 from agents.errors import AgentNotFound
@@ -256,6 +258,19 @@ def test_an_answered_tasks_status(committed_tenant: Tenant) -> None:
     assert state.started_at is not None
     assert state.finished_at is not None
     assert state.created_at <= state.started_at <= state.finished_at
+
+
+def test_a_turn_of_an_agent_that_has_not_changed_reads_nothing_of_it(committed_tenant: Tenant) -> None:
+    """Whoever asks: what the processes have in mind is enough, from the message to the answer."""
+    agent = make_agent(committed_tenant, instructions="You are {{agent_name}}.")
+    run_task(str(send(agent).task_id), committed_tenant.pk)
+    with CaptureQueriesContext(connection) as queries:
+        sent = send(agent)
+        run_task(str(sent.task_id), committed_tenant.pk)
+    assert status(committed_tenant, sent.task_id).status == "completed"
+    assert len(queries) > 0
+    read = [query["sql"] for query in queries if re.search(r'FROM "agents_|JOIN "agents_', query["sql"])]
+    assert read == []
 
 
 def test_a_failed_tasks_status(committed_tenant: Tenant) -> None:

@@ -17,7 +17,7 @@ from core.events import log
 from core.events.groups import session_name
 from core.models import Task, Tenant
 from core.tenancy import tenant_scope
-from execution import handlers
+from execution.handlers import runs as handlers
 from orchestrator.actions import WebSocketBroadcastAction, WebSocketSendAction
 from tests.factories import make_agent, make_run, make_session, make_tenant
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
+from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 from django.db import transaction
 
@@ -37,6 +38,7 @@ class Command(BaseCommand):
         if settings.NOOBLE_ENV != "dev":
             raise CommandError("demo data exist only in dev")
         health.forget()  # what the last start's workers could do says nothing about this one's
+        call_command("seed_templates")
         kept = _Kept(settings.NOOBLE_HOME / "demo-access.json")
         with transaction.atomic():
             tier, _ = Tier.objects.update_or_create(

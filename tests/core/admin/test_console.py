@@ -11,7 +11,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from agents.models import AgentTemplate
-from core.models import ApiKey, Task, Tenant, Tier, UsageRecord
+from core.models import ApiKey, ProviderCredential, Task, Tenant, Tier, UsageRecord
 from tests.factories import (
     make_agent,
     make_key,
@@ -57,6 +57,7 @@ def _fill(tenant: Tenant) -> None:
         type="assistant",
         config={"provider": "scripted", "model": "echo"},
     )
+    ProviderCredential.unscoped.create(tenant=tenant, name="ours", base_url="https://example.com/v1")
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model._meta.label)

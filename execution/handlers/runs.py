@@ -1,4 +1,4 @@
-"""load → run → save: the only file of the workshop that knows the database."""
+"""load → run → save: one attempt of one run, and what the database knows of it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from django.db import OperationalError, connection
 
 from agents.config import AgentConfig
 from agents.selectors import PinnedVersion, agent_name, agent_version
+from agents.validation import asked_models, bounded
 from conversations.actions import ConversationAppendAction
 from conversations.selectors import Turn, session_history
 from core import aio
@@ -34,6 +35,7 @@ from core.tenancy import tenant_scope
 from execution.actions import ExecuteAgentAction
 from execution.calls import Choice
 from execution.context import RunContext
+from execution.credentials import provider_maker
 from execution.errors import described
 from execution.events import (
     AgentExecutionCompleted,
@@ -44,8 +46,7 @@ from execution.events import (
 )
 from execution.limits import estimated_tokens, message_tokens
 from execution.messages import ChatMessage, ModelRequest, TextDelta, Usage
-from execution.providers.base import Provider, ProviderError, ProviderNotConfigured
-from execution.providers.registry import Credentials, provider_for
+from execution.providers.base import ProviderError
 from execution.runner import request_of, run_agent
 from execution.streaming import AnswerStream, RunIdentity
 
@@ -113,7 +114,7 @@ def execute_agent(action: ExecuteAgentAction, task: Task) -> Settlement:
         floor=max(1, *(turn.seq for turn in turns)),
     )
     request = request_of(_context(action, version, turns))
-    choices = _choices(version.config, tenant_limits(task.tenant_id).uses_environment_keys)
+    choices = _choices(version.config, task.tenant_id)
     calls = _Calls(action, task, Outcome())
     # The first call's row, while we have a connection; the call follows in a moment.
     calls.write(1, version.config.provider, version.config.model)
@@ -140,34 +141,25 @@ def _may_restart(config: AgentConfig, task: Task, outcome: Outcome) -> bool:
 
 
 def _context(action: ExecuteAgentAction, version: PinnedVersion, turns: list[Turn]) -> RunContext:
+    # A tier's bounds hold from the next run on, whatever the version says.
+    config = bounded(version.config, tenant_limits(version.tenant_id))
     return RunContext(
         agent_name=agent_name(action.agent_id),
-        config=version.config,
+        config=config,
         history=tuple(ChatMessage(turn.role, turn.text) for turn in turns),  # type: ignore[arg-type]
         session_id=action.session_id,
         end_user=action.end_user,
         now=datetime.datetime.now(datetime.UTC),
-        timeout=min(
-            version.config.timeout_seconds or settings.TASK_TIMEOUT_SECONDS, settings.TASK_TIMEOUT_SECONDS
-        ),
+        timeout=min(config.timeout_seconds or settings.TASK_TIMEOUT_SECONDS, settings.TASK_TIMEOUT_SECONDS),
     )
 
 
-def _choices(config: AgentConfig, allowed: bool) -> list[Choice]:
+def _choices(config: AgentConfig, tenant_id: str) -> list[Choice]:
     """The agent's model, and the one that answers in its place."""
-    wanted = [(config.provider, config.model)]
-    if config.fallback is not None:
-        wanted.append((config.fallback.provider, config.fallback.model))
     return [
-        Choice(provider, model, functools.partial(_provider, provider, allowed)) for provider, model in wanted
+        Choice(provider, model, provider_maker(tenant_id, provider))
+        for _place, provider, model in asked_models(config)
     ]
-
-
-def _provider(name: str, allowed: bool) -> Provider:
-    base_url, key = settings.PROVIDERS[name]
-    if name != "scripted" and not allowed:
-        raise ProviderNotConfigured("the tier may not use the operator's keys")
-    return provider_for(name, Credentials(base_url, key))
 
 
 class _Calls:
@@ -207,7 +199,8 @@ class _Calls:
         for tries_left in reversed(range(TRIES)):
             try:
                 with tenant_scope(self._task.tenant_id):
-                    return self.write(call, provider, model)
+                    self.write(call, provider, model)
+                    return
             except OperationalError:
                 if not tries_left:
                     raise

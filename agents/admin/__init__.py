@@ -1,0 +1,6 @@
+"""Agents and templates in the console: everything that is saved goes through verbs."""
+
+from agents.admin.agents import AgentAdmin
+from agents.admin.templates import AgentTemplateAdmin
+
+__all__ = ["AgentAdmin", "AgentTemplateAdmin"]

@@ -1,0 +1,11 @@
+"""Addresses of the workshop."""
+
+from django.urls import path
+
+from execution.views import AgentValidateView, ProvidersView, ProviderView
+
+urlpatterns = [
+    path("api/v1/providers", ProvidersView.as_view()),
+    path("api/v1/providers/<str:name>", ProviderView.as_view()),
+    path("api/v1/agents/<str:agent_id>/validate", AgentValidateView.as_view()),
+]
