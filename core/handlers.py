@@ -23,7 +23,6 @@ from core.models.task import CLAIMABLE
 from core.queues.names import Priority
 from core.tenancy import current_tenant_id
 
-
 CANCEL_TRIES = 3
 
 

@@ -203,7 +203,8 @@ class _Calls:
     def _write_patiently(self, call: int, provider: str, model: str) -> None:
         for tries_left in reversed(range(TRIES)):
             try:
-                return self.write(call, provider, model)
+                self.write(call, provider, model)
+                return
             except OperationalError:
                 if not tries_left:
                     raise

@@ -26,5 +26,7 @@ signals.worker_shutting_down.connect(drain.begin)
 def close_connections(**_: object) -> None:
     """Those to providers, when the last run has ended."""
     aio.run(close())
+
+
 health.register(app)
 refuse_other_transports()

@@ -24,8 +24,14 @@ class StatusUpdate(EventData):
 
 
 class TaskStatusUpdate(Event):
-    """A task moved to `cancelling`."""
+    """A task moved without having ended."""
 
     event: Literal["task_status_update"] = "task_status_update"
     service: Service = "agent-orchestrator"
     data: StatusUpdate
+
+
+class AttemptFollows(TaskStatusUpdate):
+    """A task was given back to its queue: forget what the attempt before has said."""
+
+    closes = "attempt"
