@@ -24,7 +24,7 @@ class StatusUpdate(EventData):
 
 
 class TaskStatusUpdate(Event):
-    """A task moved without having ended."""
+    """A task moved to `cancelling`."""
 
     event: Literal["task_status_update"] = "task_status_update"
     service: Service = "agent-orchestrator"
@@ -32,6 +32,6 @@ class TaskStatusUpdate(Event):
 
 
 class AttemptFollows(TaskStatusUpdate):
-    """A task was given back to its queue: forget what the attempt before has said."""
+    """A task is `queued` again: its worker was lost, stops, or met a fault. Forget what was streamed."""
 
     closes = "attempt"
