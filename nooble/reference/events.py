@@ -22,13 +22,14 @@ A turn's order: `agent_execution_started`, `agent_response_token`s, then one of
 `agent_execution_completed` and `agent_execution_failed`, then one of `task_completed`, `task_failed` and
 `task_status_update` with status `cancelled`. A task that is cancelled before it starts has only the last one.
 
-A new attempt is told by `task_status_update` with status `queued` and by its own `agent_execution_started`: what was
-streamed before counts no more. `agent_response_token` belongs at its `offset`, in Unicode code points: an offset of 0
-begins the answer anew, also where a lost log has made its sender repeat the whole.
+A new attempt is told by `task_status_update` with status `queued` and by its own
+`agent_execution_started`: what was streamed before counts no more. `agent_response_token` belongs at its
+`offset`, in Unicode code points: an offset of 0 begins the answer anew, also where a lost log has made its
+sender repeat the whole.
 
 Control messages have no envelope and no `seq`: `connection_established`, `ping`, `pong`, `action_result`,
-`error`, `snapshot`, `reconnect`. A `snapshot` stands for everything up to its `last_seq`: the messages so far, each
-with its `task_status`, and the answer that is under way.
+`error`, `snapshot`, `reconnect`. A `snapshot` stands for everything up to its `last_seq`: the messages so
+far, each with its `task_status`, and the answer that is under way.
 
 A broadcast has whatever name and data its sender gave it."""
 

@@ -264,8 +264,9 @@ def test_frames_that_no_library_would_send(stack: Stack) -> None:
     with stack.socket(new_session()) as bystander:
         for number in range(100):
             with raw_socket(stack.socket_url(new_session())) as client:
-                client.send(broken[number % len(broken)] + b"".join(chance.choices(broken, k=3)))
-                client.send(frame(CLOSE, b"\x03\xe8"))
+                first = broken[number % len(broken)]
+                blast(client, first + b"".join(chance.choices(broken, k=3)))
+                blast(client, frame(CLOSE, b"\x03\xe8"))
                 _, code = client.until_closed()
                 assert code in (None, 1000, 1002, 1003, 1007, 1009, 4400), f"seed {SEED}, number {number}"
         assert bystander.lives()
