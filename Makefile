@@ -21,8 +21,10 @@ help: ## show this list
 run: runtime ## start everything on this machine (PORT, HOST, NOOBLE_HOME); Ctrl-C stops it
 	@exec $(BIN)/python -m nooble.run
 
+# Kills and freezes come last and alone: they need the machine.
 test: dev ## run the test suite on real services (ARGS="-k name")
-	@exec $(BIN)/python -m pytest $(ARGS)
+	@if [ -n "$(ARGS)" ]; then exec $(BIN)/python -m pytest $(ARGS); fi; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/chaos && exec $(BIN)/python -m pytest tests/chaos
 
 check: dev ## lint, formatting, import directions, types, missing migrations
 	@$(BIN)/python -m ruff check .

@@ -6,13 +6,14 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from django.db.models import Max
+from django.db.models import F, Max
 from django.db.models.functions import Coalesce
 
 from conversations.errors import SessionNotFound
 from conversations.models import Message, Session
 
 _FIELDS = ("id", "role", "text", "task_id", "finish_reason", "created_at")
+_STATUS = {"task_status": F("task__status")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +59,18 @@ def session_messages(key: str, from_seq: int, after: int, limit: int) -> list[di
     if session is None:
         raise SessionNotFound()
     rows = Message.objects.filter(session_id=session, seq__gte=from_seq, pk__gt=after).order_by("pk")
-    return list(rows.values(*_FIELDS)[:limit])
+    return list(rows.values(*_FIELDS, **_STATUS)[:limit])
 
 
 def latest_messages(key: str, from_seq: int, limit: int = 200) -> list[dict[str, Any]]:
     """The last `limit` of `session_messages`, in order, each with its `seq`; none without a session."""
     rows = Message.objects.filter(session__key=key, seq__gte=from_seq).order_by("-pk")
-    return list(rows.values(*_FIELDS, "seq")[:limit])[::-1]
+    return list(rows.values(*_FIELDS, "seq", **_STATUS)[:limit])[::-1]
 
 
 def task_messages(task_id: uuid.UUID) -> list[dict[str, Any]]:
     """The question and, once it is there, the answer of the current tenant's task, each with its `seq`."""
-    return list(Message.objects.filter(task_id=task_id).order_by("pk").values(*_FIELDS, "seq"))
+    return list(Message.objects.filter(task_id=task_id).order_by("pk").values(*_FIELDS, "seq", **_STATUS))
 
 
 def session_seq(key: str) -> int | None:

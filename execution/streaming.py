@@ -10,6 +10,7 @@ from typing import Any
 
 import redis
 
+from core.events.base import Event
 from core.events.log import Growth, append_patiently
 from execution.events import (
     AgentExecutionStarted,
@@ -114,7 +115,14 @@ class AnswerStream:
     async def _publish(self, event: RunEvent, token: str) -> None:
         """In order and without a hole, while Valkey is away for a moment."""
         piece, sent = token.encode(), self._sent
-        growth = Growth(self._bytes, piece, lambda: "".join(self._pieces[:sent]).encode())
+
+        def whole() -> tuple[Event, bytes]:
+            """The answer from its beginning, as one token: Valkey has lost what it had of it."""
+            text = "".join(self._pieces[:sent])
+            data = event.data.model_copy(update={"token": text, "offset": 0})
+            return event.model_copy(update={"data": data}), text.encode()
+
+        growth = Growth(self._bytes, piece, whole)
         try:
             seq = await append_patiently(event, self._run.attempt, floor=self.last_seq, growth=growth)
         except (redis.RedisError, OSError) as error:

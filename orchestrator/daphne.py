@@ -18,13 +18,13 @@ from daphne.server import Server
 from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
 from twisted.internet.defer import Deferred
 
-from orchestrator.sockets.inbox import BURST, RATE
 from orchestrator.sockets.keeper import SLOW_READER, STALL_SECONDS, keeper
 from orchestrator.sockets.link import EXTENSION, Bucket, Link
 
 logger = logging.getLogger(__name__)
 
-MAX_UNANSWERED = BURST  # frames; beyond it the client is not read from
+MAX_UNANSWERED = 20  # frames; beyond it the client is not read from
+PINGS, PINGS_A_SECOND = 20, 10.0  # of a client's own, that are answered
 MAX_FRAGMENTS = 1_024  # of a message: an empty one costs memory, too
 PROGRESS = 64 * 1024  # bytes; who takes so much in the time of a stall is slow, but reads
 
@@ -147,7 +147,7 @@ class SessionProtocol(WebSocketProtocol):  # type: ignore[misc]
     def connectionMade(self) -> None:
         super().connectionMade()
         self.link = TransportLink(self)
-        self.pings = Bucket(BURST, RATE)
+        self.pings = Bucket(PINGS, PINGS_A_SECOND)
 
     def failHandshake(self, reason: str, code: int = 400, responseHeaders: Any = None) -> None:
         if reason.startswith("HTTP Origin header invalid"):

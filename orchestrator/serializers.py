@@ -25,12 +25,17 @@ class TaskCancelledAnswer(ActionResult):
 
 
 class MessageItem(BaseModel):
-    """What was said; `finish_reason` tells of an answer that was cut short."""
+    """What was said; `finish_reason` tells of an answer that was cut short.
+
+    `task_status` is where the task of the question or answer stands now: one that failed, or was
+    cancelled, may have no answer.
+    """
 
     id: int
     role: str
     text: str
     task_id: uuid.UUID | None
+    task_status: str | None
     finish_reason: str
     created_at: datetime.datetime
 

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from agents import selectors as agents
 from core import aio, outbound, valkey
 from core import selectors as core
+from core.events import log
 from core.models import Tenant
 from execution import credentials
 from execution.providers import registry as providers
@@ -42,6 +43,12 @@ def fresh_caches() -> Iterator[None]:
     forget_cached_rows()
     yield
     forget_cached_rows()
+
+
+@pytest.fixture(autouse=True)
+def lost_logs_count_from_their_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one goes on is then known to the test; `tests/core/events/test_log.py` has the real pace."""
+    monkeypatch.setattr(log, "PACE", 0)
 
 
 @pytest.fixture

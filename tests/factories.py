@@ -7,6 +7,7 @@ import secrets
 import uuid
 from typing import Any
 
+from django.db import transaction
 from django.db.models.functions import Now
 
 from agents.actions import AgentCreateAction
@@ -108,7 +109,7 @@ def make_message(session: Session, role: str, text: str, task: Task | None = Non
 def make_run(session: Session, text: str, *, callback: bool = True) -> Task:
     """A question and its task, as the front door leaves them for the worker."""
     agent = session.agent
-    with tenant_scope(session.tenant_id):
+    with tenant_scope(session.tenant_id), transaction.atomic():
         task = enqueue(
             ExecuteAgentAction(
                 agent_id=agent.pk,

@@ -132,11 +132,11 @@ def publish_next(serial_key: str) -> None:
     if not serial_key:
         return
     try:
-        first = Task.open_of(serial_key).first()
+        first = Task.next_of(serial_key)
     except DatabaseError as error:
         logger.warning("%s: its next task is published later: %s", serial_key, error)
         return
-    if first is not None and first.status == Task.Status.PENDING:
+    if first is not None:
         publish_task(first)
 
 

@@ -14,7 +14,6 @@ from django.utils.module_loading import autodiscover_modules
 
 from core.actions.base import Action, Settlement
 
-
 Abandoned = Callable[[Any, Any], Settlement]  # (action, task)
 
 

@@ -10,7 +10,7 @@ import redis
 
 from core import aio
 from core.events.log import append
-from core.events.tasks import StatusUpdate, TaskStatusUpdate, envelope_of
+from core.events.tasks import AttemptFollows, StatusUpdate, TaskStatusUpdate, envelope_of
 from core.models import Task
 
 logger = logging.getLogger(__name__)
@@ -19,14 +19,15 @@ TELLING_SECONDS = 1.0  # longer a slow log may not hold up what follows
 
 
 def tell_status(task: Task, status: str, details: dict[str, Any], attempt: int | None = None) -> None:
-    """One `task_status_update`; with an `attempt`, the log takes nothing of an earlier one any more.
+    """One `task_status_update`; an `attempt` follows: the log takes nothing of an earlier one any more.
 
     Tried once: the row is the truth, and an end is told in any case.
     """
     if task.callback is None:
         return  # nobody follows it: it is itself the callback of another
     data = StatusUpdate(status=status, details=details)
-    event = TaskStatusUpdate(**envelope_of(task), data=data)
+    kind = TaskStatusUpdate if attempt is None else AttemptFollows
+    event = kind(**envelope_of(task), data=data)
     try:
         aio.run(asyncio.wait_for(append(event, attempt), TELLING_SECONDS))
     except (redis.RedisError, OSError, TimeoutError):

@@ -15,8 +15,9 @@ Service = Literal["agent-orchestrator", "agent-execution", "agent-management"]
 SERVICES: Mapping[str, Service] = {
     name + ending: name for name in get_args(Service) for ending in ("", "-service")
 }
-# Which closing event this is: of a run, of a task, or none; the log takes one of each a task.
-Closes = Literal["run", "task", ""]
+# Which closing event this is. The log takes one of a run and of a task; of the attempt before the one it
+# names, as long as that one has not begun.
+Closes = Literal["attempt", "run", "task", ""]
 
 
 def now() -> str:

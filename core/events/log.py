@@ -21,6 +21,7 @@ from core.events.groups import pubsub_channel, session_name
 LONGEST = 5_000  # events
 SECONDS_TO_LIVE = 24 * 60 * 60
 GAP = 1_000_000  # more events than a session can have had since any seq that the database knows
+PACE = 10_000  # events a second: more than any session can have on average
 CLOSED_TASKS = 1_000  # of a session, remembered against a second end
 TRIES, RETRY_SECONDS = 60, 0.5
 NAMES_AT_ONCE = 500
@@ -52,13 +53,13 @@ class Hole(Exception):
 class Growth:
     """What an event adds to the answer of its run, which the log keeps as it grows.
 
-    `offset` bytes of the answer come before `piece`; at 0 the answer begins anew. `whole` gives the answer
-    up to and with the piece: it is asked for when what came before has been lost.
+    `offset` bytes of the answer come before `piece`; at 0 the answer begins anew. `whole` gives the event
+    again, with the answer up to and with the piece: it is asked for when what came before has been lost.
     """
 
     offset: int
     piece: bytes
-    whole: Callable[[], bytes]
+    whole: Callable[[], tuple[Event, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +87,25 @@ async def append(
     None when it was refused: a stale attempt, or a second end. Raises redis.RedisError or OSError; to
     append the same event again is safe then.
     """
-    if event.session_id is None:
-        raise ValueError("an event of no session has no log")
-    name = session_name(event.tenant_id, event.session_id)
     loop = asyncio.get_running_loop()
     if loop not in _appenders:
         _appenders[loop] = _Appender()
-    arguments = (
+    offset, piece = (growth.offset, growth.piece) if growth else ("", b"")
+    seq = await _appenders[loop].append(*_arguments(event, attempt, floor, offset, piece))
+    if seq == -1 and growth is not None:
+        event, piece = growth.whole()
+        seq = await _appenders[loop].append(*_arguments(event, attempt, floor, 0, piece))
+    return seq or None
+
+
+def _arguments(
+    event: Event, attempt: int | None, floor: int | None, offset: int | str, piece: bytes
+) -> tuple[Any, ...]:
+    """Keys and arguments of the script."""
+    if event.session_id is None:
+        raise ValueError("an event of no session has no log")
+    name = session_name(event.tenant_id, event.session_id)
+    return (
         _log(name),
         _marks(name),
         f"nooble:closed:{{{name}}}",
@@ -110,12 +123,10 @@ async def append(
         floor if floor is not None else "",
         GAP,
         CLOSED_TASKS,
+        offset,
+        piece,
+        PACE,
     )
-    offset, piece = (growth.offset, growth.piece) if growth else ("", "")
-    seq = await _appenders[loop].append(*arguments, offset, piece)
-    if seq == -1 and growth is not None:
-        seq = await _appenders[loop].append(*arguments, 0, growth.whole())
-    return seq or None
 
 
 async def append_patiently(
@@ -229,7 +240,9 @@ def revive(name: str, floor: int) -> int:
 
     `floor` is a seq that was given.
     """
-    tail: Any = valkey.client().eval(_revive, 1, _marks(name), str(floor), str(GAP), str(SECONDS_TO_LIVE))
+    tail: Any = valkey.client().eval(
+        _revive, 1, _marks(name), str(floor), str(GAP), str(SECONDS_TO_LIVE), str(PACE)
+    )
     return int(tail)
 
 

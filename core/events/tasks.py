@@ -29,3 +29,9 @@ class TaskStatusUpdate(Event):
     event: Literal["task_status_update"] = "task_status_update"
     service: Service = "agent-orchestrator"
     data: StatusUpdate
+
+
+class AttemptFollows(TaskStatusUpdate):
+    """A task is `queued` again: its worker was lost, stops, or met a fault. Forget what was streamed."""
+
+    closes = "attempt"

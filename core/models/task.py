@@ -186,6 +186,24 @@ class Task(TenantModel):
         return rows.exclude(serial_key="").exclude(status__in=FINAL).order_by("ordinal")
 
     @classmethod
+    def next_of(cls, serial_key: str) -> Task | None:
+        """The first open task of the key, if it has still to be published.
+
+        Spelled out: every run ends with this question, and nearly always the answer is no.
+        """
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT id, status FROM core_task WHERE serial_key = %s AND serial_key <> ''"
+                " AND status NOT IN ('completed', 'failed', 'cancelled') ORDER BY ordinal LIMIT 1",
+                [serial_key],
+            )
+            first = cursor.fetchone()
+        if first is None or first[1] != TaskStatus.PENDING:
+            return None
+        task: Task = cls.unscoped.get(pk=first[0])
+        return task
+
+    @classmethod
     def cancel_unstarted(cls, task_id: uuid.UUID, by: str) -> bool:
         """Cancel a task that no worker has."""
         return _move(

@@ -12,7 +12,9 @@ from core.models.task import Task
 class UsageRecord(TenantModel):
     """One provider call, written before it begins; until it has ended nobody knows what it took.
 
-    `call` counts the calls of one attempt of the task. Agent, session and end user are plain ids: their tables stand on higher floors."""
+    `call` counts the calls of one attempt of the task. Agent, session and end user are plain ids: their
+    tables stand on higher floors.
+    """
 
     class Accuracy(models.TextChoices):
         EXACT = "exact", _("exact")

@@ -31,7 +31,6 @@ from core.events.log import append, running_answer_sync
 from core.ledger import close_call, forget_call, open_call
 from core.models import Task
 from core.selectors import task_origin, tenant_limits
-from core.tenancy import tenant_scope
 from execution.actions import ExecuteAgentAction
 from execution.calls import Choice
 from execution.context import RunContext
@@ -173,10 +172,8 @@ class _Calls:
     def write(self, call: int, provider: str, model: str) -> None:
         """The row of a call that follows."""
         open_call(
-            self._task.pk,
-            self._task.attempt,
+            self._task,
             call,
-            tenant_id=self._task.tenant_id,
             agent_id=self._action.agent_id,
             session_id=self._action.session_id,
             end_user=self._action.end_user,
@@ -198,9 +195,8 @@ class _Calls:
     def _write_patiently(self, call: int, provider: str, model: str) -> None:
         for tries_left in reversed(range(TRIES)):
             try:
-                with tenant_scope(self._task.tenant_id):
-                    self.write(call, provider, model)
-                    return
+                self.write(call, provider, model)
+                return
             except OperationalError:
                 if not tries_left:
                     raise
@@ -274,11 +270,11 @@ def _write(action: ExecuteAgentAction, task: Task, outcome: Outcome, status: str
     if status != Task.Status.QUEUED and (outcome.text or status == Task.Status.COMPLETED):
         _append_answer(action, task, outcome)
     if not outcome.calls:
-        forget_call(task.pk, task.attempt, 1)
+        forget_call(task, 1)
         return
     provider, model = outcome.asked
     taken = asdict(outcome.usage)
-    close_call(task.pk, task.attempt, outcome.calls, provider=provider, model=model, **taken)
+    close_call(task, outcome.calls, provider=provider, model=model, **taken)
 
 
 def _append_answer(action: ExecuteAgentAction, task: Task, outcome: Outcome) -> None:

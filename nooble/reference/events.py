@@ -22,8 +22,14 @@ A turn's order: `agent_execution_started`, `agent_response_token`s, then one of
 `agent_execution_completed` and `agent_execution_failed`, then one of `task_completed`, `task_failed` and
 `task_status_update` with status `cancelled`. A task that is cancelled before it starts has only the last one.
 
+A new attempt is told by `task_status_update` with status `queued` and by its own
+`agent_execution_started`: what was streamed before counts no more. `agent_response_token` belongs at its
+`offset`, in Unicode code points: an offset of 0 begins the answer anew, also where a lost log has made its
+sender repeat the whole.
+
 Control messages have no envelope and no `seq`: `connection_established`, `ping`, `pong`, `action_result`,
-`error`.
+`error`, `snapshot`, `reconnect`. A `snapshot` stands for everything up to its `last_seq`: the messages so
+far, each with its `task_status`, and the answer that is under way.
 
 A broadcast has whatever name and data its sender gave it."""
 
@@ -47,7 +53,7 @@ def render() -> str:
 def _section(event: type[Event]) -> list[str]:
     name = get_args(event.model_fields["event"].annotation)[0]
     sender = event.model_fields["service"].default
-    ends = {"run": " It closes the run.", "task": " It closes the task.", "": ""}[event.closes]
+    ends = f" It closes the {event.closes}." if event.closes else ""
     parts = [f"## `{name}` ({event.__name__})", f"{summary(event)}{ends} From `{sender}`."]
     shape = event.model_fields["data"].annotation
     if isinstance(shape, type) and issubclass(shape, BaseModel):

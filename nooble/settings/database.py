@@ -3,6 +3,7 @@
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from core.postgres.base import PATIENCE
 from nooble.embedded import resolve
 from nooble.env import environment
 from nooble.settings.roles import role
@@ -16,7 +17,7 @@ def parse_database_url(url: str) -> dict[str, Any]:
     parts = urlsplit(url)
     options = dict(parse_qsl(parts.query))
     return {
-        "ENGINE": "django.db.backends.postgresql",
+        "ENGINE": "core.postgres",
         "NAME": unquote(parts.path.lstrip("/")),
         "USER": unquote(parts.username or ""),
         "PASSWORD": unquote(parts.password or ""),
@@ -31,8 +32,9 @@ if role() in ("web", "worker"):
     DATABASES["default"]["OPTIONS"]["pool"] = {
         "min_size": 2,
         "max_size": 32 if role() == "web" else 64,
-        "timeout": 5.0,
+        "timeout": PATIENCE,
         # Else a pool that lost its connections tries again after pauses that double for five minutes:
         # the database would be back long before this process. Now who asks again makes it try again.
-        "reconnect_timeout": 5.0,
+        "reconnect_timeout": PATIENCE,
     }
+    DATABASES["default"]["OPTIONS"]["connect_timeout"] = int(PATIENCE)

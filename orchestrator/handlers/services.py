@@ -131,24 +131,29 @@ def _tell_session(action: ServiceTellAction, task: Task, data: BaseModel) -> Non
     attempt = max(1, task.attempt)
     if task.is_final or (isinstance(data, RunStarted) and data.attempt != attempt):
         raise EventRefused(details={"status": task.status, "attempt": attempt})
-    said, growth = data.model_dump(mode="json"), None
+    said = data.model_dump(mode="json")
+    growth = None
     if isinstance(data, Token):
-        said["offset"], growth = _grown(task, attempt, data)
-    event = _event(action, task, action.event, said)
+        before = _answer_before(task, attempt, data)
+        event = _event(action, task, action.event, said | {"offset": len(before)})
+        whole = before + data.token
+        again = _event(action, task, action.event, said | {"offset": 0, "token": whole})
+        growth = Growth(len(before.encode()), data.token.encode(), lambda: (again, whole.encode()))
+    else:
+        event = _event(action, task, action.event, said)
     floor = max(1, task_seq(task.pk))
     if aio.run(append(event, attempt, floor=floor, growth=growth)) is None:
         raise EventRefused(details={"status": task.status, "attempt": attempt})
 
 
-def _grown(task: Task, attempt: int, data: Token) -> tuple[int, Growth]:
-    """Where the piece stands in the answer, in code points; and what the answer is with it."""
+def _answer_before(task: Task, attempt: int, data: Token) -> str:
+    """What the session has heard of the answer. Raises EventRefused where the piece does not follow it."""
     running, _ = running_answer_sync(session_name(task.tenant_id, task.session_id))
     ours = running is not None and (running.task_id, running.attempt) == (task.pk, attempt)
     text = running.text if running is not None and ours else ""
     if data.offset not in (None, len(text)):
         raise EventRefused(details={"offset": len(text)})
-    before, piece = text.encode(), data.token.encode()
-    return len(text), Growth(len(before), piece, lambda: before + piece)
+    return text
 
 
 def _event(action: ServiceTellAction, task: Task | None, name: str, data: dict[str, Any]) -> Event:

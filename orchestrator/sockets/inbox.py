@@ -13,7 +13,10 @@ from orchestrator.sockets.link import Bucket, Link
 logger = logging.getLogger(__name__)
 
 MAX_FRAME = 64 * 1024  # bytes
-BURST, RATE = 20, 10.0  # frames at once, frames a second
+# Bytes at once and bytes a second: 20 of the largest frames, then 10. A small frame weighs a KiB, for what
+# it costs to answer.
+BURST, RATE = 20 * MAX_FRAME, 10.0 * MAX_FRAME
+LEAST = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class Inbox:
 
     def put(self, text: str | None) -> bool:
         """Take a frame in; None is a binary one. False: that was one too many."""
-        if not self._bucket.take():
+        if not self._bucket.take(max(LEAST, len(text or ""))):
             return False
         self._waiting.append(Frame.of(text))
         if self._task is None:

@@ -135,7 +135,7 @@ def pytest_runtest_makereport(
     """A failure shows the end of the platform's log."""
     report = yield
     running: Any = getattr(item, "funcargs", {}).get("stack")
-    if report.failed and running is not None:
+    if report.failed and running is not None and running.log.exists():
         end = running.log.read_bytes()[-LOG_SHOWN:].decode(errors="replace")
         report.sections.append(("the platform's log", end))
     return report

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.stack import FINAL, Stack, new_model, wait_for
-from tests.acceptance.test_agents import AGENTS, create, error_of
+from tests.acceptance.test_agents import AGENTS, create
 from tests.acceptance.test_updates import dashboard
 
 BULK = f"{AGENTS}/bulk"
@@ -91,14 +91,15 @@ def test_what_is_no_mass_update_is_refused(
     stack: Stack, body: dict[str, Any], named: str, nothing_stored: None
 ) -> None:
     answer = stack.request("POST", BULK, json=body, key=stack.demo.key)
-    assert named in error_of(answer, 422)["details"]
+    assert (answer.status_code, answer.json()["success"]) == (422, False)
+    assert named in answer.json()["error"]["details"]
 
 
 def test_others_do_not_find_it(stack: Stack) -> None:
     task_id = mass_update(stack, agents=[create(stack)["agent_id"]], changes={"type": "t"})["task_id"]
     for method, path in (("GET", ""), ("POST", "/cancel")):
         answer = stack.request(method, f"{BULK}/{task_id}{path}", key=stack.tenants["other"].key)
-        assert error_of(answer, 404)["type"] == "TaskNotFound"
+        assert (answer.status_code, answer.json()["error"]["type"]) == (404, "TaskNotFound")
     assert finished(stack, task_id)["succeeded"] == 1
 
 

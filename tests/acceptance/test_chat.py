@@ -82,6 +82,7 @@ def test_a_message_is_answered_with_all_that_a_client_needs(stack: Stack, agent_
         "queue",
         "estimated_time",
         "websocket_url",
+        "events_url",
         "resume_token",
     }
     assert result["session_id"] == body["session_id"]

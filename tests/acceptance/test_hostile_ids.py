@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 import redis
 import requests
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from core.queues.names import DOMAINS
@@ -49,6 +49,7 @@ OF_NOBODY = re.compile(
 
 def in_path(text: str) -> str:
     """As a path's part, within what the server takes as a path at all."""
+    assume(text not in (".", ".."))  # a client resolves these before it asks
     return quote(text[:400], safe="")
 
 

@@ -123,7 +123,9 @@ class Heard:
     def _grow(self, token: str, offset: int) -> str:
         if not self.started:
             return "a token of an attempt that is over, or has not started"
-        wrong = "" if offset == len(self.text) else f"offset {offset} where {len(self.text)} was due"
+        # A log that has lost the answer gets the whole of it again.
+        again = offset == 0 and self.replaced
+        wrong = "" if again or offset == len(self.text) else f"offset {offset} where {len(self.text)} was due"
         self.text = self.text[:offset] + token
         if token:
             self.moments.setdefault(f"token {self.attempt}", time.monotonic())

@@ -27,6 +27,9 @@ POLL_SECONDS = 0.5
 # Of each kind of trouble, how many are shown.
 SHOWN = 5
 
+# Endings that no message of a session shows.
+UNSHOWN = ("failed", "cancelled")
+
 ANSWERS = "SELECT text FROM conversations_message WHERE role = 'assistant' AND task_id = %s"
 # Tasks that began before an earlier one of their session had ended.
 OUT_OF_TURN = """
@@ -204,10 +207,9 @@ class Scenario:
                 for run in list(waited_for):
                     if run.session is None and run.task_id in final:
                         waited_for.remove(run)
-                    elif run.session is not None and run.session.snapshots:
-                        # Who was given a snapshot asks what became of a task that is not in it.
-                        if final.get(run.task_id, "completed") != "completed":
-                            run.heard.ended.set()
+                    # Who was given a snapshot asks what became of a task that is not in it.
+                    elif run.session and run.session.snapshots and final.get(run.task_id) in UNSHOWN:
+                        run.heard.ended.set()
         return time.monotonic() - begun
 
     def _final(self, task_ids: list[str]) -> dict[str, str]:
@@ -319,18 +321,16 @@ class Scenario:
 
     async def _replay(self, run: Run, told: str, text: str | None, whole: bool) -> None:
         """The task's own stream, read now, is what its client heard, byte for byte."""
-        lines = []
         url = f"{self.rig.base_url}/api/v1/chat/stream/{run.task_id}"
         try:
-            async with asyncio.timeout(REQUEST_SECONDS), self.http.get(url) as response:
-                if response.status != 200:
-                    self.unexpected.append(f"{run.task_id}: its stream answers {response.status}")
-                    return
-                async for line in response.content:
-                    if line.startswith(b"data:"):
-                        lines.append(line.removeprefix(b"data:").strip().decode())
-        except TimeoutError:
-            self.lost.append(f"{run.task_id}: its stream has no end after {len(lines)} events")
+            async with asyncio.timeout(REQUEST_SECONDS):
+                while True:
+                    lines = await self._stream(url)
+                    if lines is not None:
+                        break
+                    await asyncio.sleep(1)
+        except (TimeoutError, aiohttp.ClientError) as error:
+            self.lost.append(f"{run.task_id}: its stream has no end: {type(error).__name__}")
             return
         replayed = Heard()
         for line in lines:
@@ -345,6 +345,16 @@ class Scenario:
         if run.heard.raw != replayed.raw:
             heard, held = len(run.heard.raw), len(replayed.raw)
             self.unexpected.append(f"{run.task_id}: {heard} events heard, {held} in its stream")
+
+    async def _stream(self, url: str) -> list[str] | None:
+        """The events of a stream that ends, or None where a service is away."""
+        async with self.http.get(url) as response:
+            if response.status == 503:
+                self.figures["streams_503"] = self.figures.get("streams_503", 0) + 1
+                return None
+            response.raise_for_status()
+            body = await response.text()
+        return [line.removeprefix("data:").strip() for line in body.split("\n") if line.startswith("data:")]
 
     # --- usage ---------------------------------------------------------------------------------------
 

@@ -52,7 +52,7 @@ async def test_valkey_comes_back_without_its_data(begin: Begin, rig: Rig) -> Non
     """K4: twice in each answer; nothing is lost or doubled, clients get snapshots and the right end."""
     async with begin("K4 data lost") as scenario:
         for _ in range(sized(1, 4)):
-            agent_id = await scenario.agent(tokens=500, interval=0.05)
+            agent_id = await scenario.agent(tokens=sized(200, 500), interval=0.05)
             runs = [await scenario.watched(agent_id) for _ in range(sized(8, 40))]
             await scenario.streaming(runs)
             for _ in range(2):

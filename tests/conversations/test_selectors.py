@@ -145,7 +145,7 @@ def test_messages_come_in_pages(session: Session) -> None:
         page = session_messages(session.key, 0, 0, 3)
         rest = session_messages(session.key, 0, page[-1]["id"], 3)
     assert [row["text"] for row in page + rest] == ["q0", "a0", "q1", "a1"]
-    assert set(page[0]) == {"id", "role", "text", "task_id", "finish_reason", "created_at"}
+    assert set(page[0]) == {"id", "role", "text", "task_id", "task_status", "finish_reason", "created_at"}
 
 
 def test_another_tenants_session_does_not_exist(session: Session) -> None:

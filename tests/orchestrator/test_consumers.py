@@ -720,12 +720,12 @@ def test_what_was_said_before_leaving_is_done(
 def test_more_than_a_burst_of_frames_is_refused(play: Callable[[Scenario], None]) -> None:
     async def scenario(socket: Socket) -> None:
         async with socket.opened():
-            for _ in range(BURST + 5):
-                await socket.say(action="ping")
+            for _ in range(BURST // MAX_FRAME + 15):
+                await socket.say(action="nonsense", padding="x" * (MAX_FRAME - 100))
             events = []
-            while (event := await socket.heard())["event"] == "pong":
+            while (event := await socket.heard())["data"]["type"] == "ValidationFailed":
                 events.append(event)
-            assert len(events) <= BURST
+            assert len(events) <= BURST // MAX_FRAME
             assert event["data"]["type"] == "RateLimited"
             assert socket.wire is not None
             assert (await socket.wire.receive_output(PATIENCE))["code"] == 4429

@@ -21,7 +21,7 @@ def test_a_tenant_that_is_named_is_taken_at_its_word(tenant: Tenant) -> None:
 
 
 @pytest.mark.parametrize(
-    "task_id", ["", "x", str(uuid.uuid4()), "0" * 10_000, "\x00"], ids=lambda text: text[:9]
+    "task_id", ["", "x", str(uuid.UUID(int=7)), "0" * 10_000, "\x00"], ids=lambda text: text[:9]
 )
 def test_unknown_tasks(db: None, task_id: str) -> None:
     with pytest.raises(TaskNotFound):

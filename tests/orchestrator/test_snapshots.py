@@ -17,7 +17,7 @@ from core.models import Task, Tenant
 from execution.events import AgentResponseToken, ResponseToken
 from orchestrator import snapshots
 from orchestrator.snapshots import snapshot, task_snapshot
-from tests.factories import make_agent, make_message, make_session, make_task, make_tenant
+from tests.factories import make_agent, make_message, make_run, make_session, make_task, make_tenant
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def token(task: Task, text: str, before: str = "", floor: int = 0) -> int | None
         session_id=task.session_id,
         data=ResponseToken(token=text, offset=len(before), is_final=False),
     )
-    growth = Growth(len(before.encode()), text.encode(), lambda: (before + text).encode())
+    growth = Growth(len(before.encode()), text.encode(), lambda: (event, (before + text).encode()))
     return aio.run(log.append(event, 1, floor=floor, growth=growth))
 
 
@@ -81,7 +81,7 @@ def test_messages_are_those_of_the_sessions_page(session: Session) -> None:
     token(task, "answer")
     settle(session, task, "answer")
     question, answer = taken(session)["messages"]
-    fields = {"id", "role", "text", "task_id", "finish_reason", "created_at"}
+    fields = {"id", "role", "text", "task_id", "task_status", "finish_reason", "created_at"}
     assert question.keys() == answer.keys() == fields
     assert (question["role"], question["text"]) == ("user", f"question {task.pk}")
     assert (answer["role"], answer["text"], answer["task_id"]) == ("assistant", "answer", str(task.pk))
@@ -224,3 +224,12 @@ def test_a_tasks_snapshot_holds_its_own_messages_only(session: Session) -> None:
     assert of(first)["running"] is None
     assert texts(of(second)) == [f"question {second.pk}"]
     assert of(second)["running"]["text"] == "second"
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled", "processing"])
+def test_a_question_tells_how_its_task_stands(session: Session, status: str) -> None:
+    """The events of an end without an answer may be lost with the log."""
+    task = make_run(session, "What?")
+    Task.unscoped.filter(pk=task.pk).update(status=status)
+    (question,) = taken(session)["messages"]
+    assert (question["text"], question["task_status"]) == ("What?", status)

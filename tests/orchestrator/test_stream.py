@@ -174,14 +174,15 @@ class Run:
 
     async def start(self) -> None:
         data = RunStarted(agent_id=uuid.uuid4(), version=1, attempt=1)
-        growth = Growth(0, b"", lambda: b"")
-        await self.append(AgentExecutionStarted(**self.envelope(), data=data), growth)
+        event = AgentExecutionStarted(**self.envelope(), data=data)
+        await self.append(event, Growth(0, b"", lambda: (event, b"")))
 
     async def say(self, token: str) -> None:
         before, self._text = self._text, self._text + token
         data = ResponseToken(token=token, offset=len(before), is_final=False)
-        growth = Growth(len(before.encode()), token.encode(), lambda: self._text.encode())
-        await self.append(AgentResponseToken(**self.envelope(), data=data), growth)
+        event = AgentResponseToken(**self.envelope(), data=data)
+        growth = Growth(len(before.encode()), token.encode(), lambda: (event, self._text.encode()))
+        await self.append(event, growth)
 
     async def note(self) -> None:
         """Something happens in the session that is not the task's."""

@@ -504,6 +504,11 @@ class Turn {
 
   /** @returns {boolean} whether the piece belongs here */
   append({ token, offset }) {
+    if (offset === 0 && this.#points) {
+      // The server has lost what it had sent, and sends the whole.
+      this.prose.set("");
+      this.#points = 0;
+    }
     if (offset !== this.#points) return false;
     if (this.phase === "waiting") this.to("running");
     this.#points += codePoints(token);

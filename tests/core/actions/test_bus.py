@@ -330,14 +330,14 @@ def test_a_caller_is_served_though_the_next_task_cannot_be_looked_up(
 ) -> None:
     """The commit stands: the sweeper publishes."""
 
-    def open_of(serial_key: str) -> Any:
+    def next_of(serial_key: str) -> Any:
         raise OperationalError("gone")
 
     @handles(EchoAction, atomic=False)
     def ask(action: EchoAction) -> NoteResult:
         return NoteResult(text=enqueue(NoteAction(), serial_key="k", behind=True).status)
 
-    monkeypatch.setattr(Task, "open_of", open_of)
+    monkeypatch.setattr(Task, "next_of", next_of)
     with tenant_scope(committed_tenant.pk):
         _, failure = answer(EchoAction())
     assert failure is None

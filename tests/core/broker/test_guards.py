@@ -76,7 +76,9 @@ def cut(broker: Broker, name: str, guard: str, without: str) -> None:
     setattr(broker.scripts, name, broker.client.register_script(text.replace(guard, without)))
 
 
-@pytest.mark.parametrize("check", {guard[3] for guard in GUARDS}, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(
+    "check", dict.fromkeys(guard[3] for guard in GUARDS), ids=lambda check: check.__name__
+)
 def test_the_property_holds(check: Check) -> None:
     check(Broker())
 

@@ -14,7 +14,6 @@ from kombu import Queue
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from core.actions import sweeper
 from core.broker import keeper
 from core.broker.urls import broker_url
 from core.queues.names import DOMAINS, QueueName
@@ -23,6 +22,7 @@ from core.queues.router import queue_of
 if not apps.ready:
     django.setup()
 
+from core.actions import sweeper
 from nooble.celery import app as platform
 
 RUNS, STARTED, DONE, GATE = "test:runs", "test:started", "test:done", "test:gate"

@@ -560,3 +560,57 @@ def test_a_patient_append_waits_for_valkey_and_is_done_once(
     with pytest.raises(redis.ConnectionError):
         aio.run(log.append_patiently(event(session), 1, floor=0))
     assert errors == []
+
+
+@pytest.fixture
+def real_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "PACE", 10_000)
+
+
+@pytest.mark.usefixtures("real_pace")
+@pytest.mark.parametrize("how", ["append", "revive"])
+def test_events_that_nobody_knows_of_are_not_counted_again(session: str, how: str) -> None:
+    """The ends of a task are told after its last message was written: lost twice, its floor is the same."""
+    name = session_name("demo", session)
+    given_seqs = [append(session)]
+    for _ in range(3):
+        lose(session)
+        if how == "revive":
+            log.revive(name, floor=1)
+        given_seqs += [append_above(session, floor=1) for _ in range(3)]
+    assert given_seqs == sorted(set(given_seqs))
+    assert given_seqs[-1] is not None
+    assert 10**12 < given_seqs[-1] < 10**15  # digits that Lua would round, and that `after` takes
+    last = given_seqs[-1]
+    assert kept_seqs(session) == [last - 2, last - 1, last]
+    assert aio.run(log.last_seq(name)) == last
+
+
+@pytest.mark.parametrize("closes", ["", "run"])
+def test_an_append_that_is_tried_again_is_not_done_again_though_others_spoke(
+    session: str, closes: str
+) -> None:
+    """The worker's answer was lost; meanwhile the front door said that the task is being cancelled."""
+    note = event(session, closes)
+
+    async def scenario() -> list[int | None]:
+        first = await log.append(note, 1, floor=0)
+        await log.append(event(session))
+        return [first, await log.append(note, 1, floor=0)]
+
+    first, again = aio.run(scenario())
+    assert again == first == 1
+
+
+class AttemptEnd(Note):
+    closes = "attempt"
+
+
+def test_nobody_says_late_that_an_attempt_follows(session: str) -> None:
+    KINDS["attempt"] = AttemptEnd
+    assert append(session, attempt=1) == 1
+    assert append(session, "attempt", attempt=2) == 2
+    assert append(session, attempt=1) is None
+    assert append(session, attempt=2) == 3
+    assert append(session, "attempt", attempt=2) is None
+    assert append(session, "attempt", attempt=3) == 4

@@ -58,12 +58,14 @@ class Run:
     def say(self, piece: str, floor: int = 0) -> int | None:
         offset, self.text = len(self.text.encode()), self.text + piece
 
-        def whole() -> bytes:
+        entry = self.event()
+
+        def whole() -> tuple[Event, bytes]:
             self.asked += 1
-            return self.text.encode()
+            return entry, self.text.encode()
 
         growth = Growth(offset, piece.encode(), whole)
-        return aio.run(log.append(self.event(), self.attempt, floor=floor, growth=growth))
+        return aio.run(log.append(entry, self.attempt, floor=floor, growth=growth))
 
     def end(self, kind: type[Event] = RunEnd) -> int | None:
         return aio.run(log.append(self.event(kind), self.attempt, floor=0))
@@ -149,7 +151,8 @@ def test_a_status_in_between_changes_nothing() -> None:
 def test_a_piece_that_is_sent_again_counts_once() -> None:
     run = Run()
     run.say("a")
-    entry, growth = run.event(), Growth(1, b"b", lambda: b"ab")
+    entry = run.event()
+    growth = Growth(1, b"b", lambda: (entry, b"ab"))
     assert [aio.run(log.append(entry, 1, floor=0, growth=growth)) for _ in range(3)] == [2, 2, 2]
     run.text = "ab"
     assert run.seen() == (run.answer(), 2)
@@ -201,12 +204,14 @@ def test_what_does_not_fit_is_not_appended_before_it_is_whole() -> None:
     run.lose(log._answer(run.name))
     seen: list[Any] = []
 
-    def whole() -> bytes:
+    entry = run.event()
+
+    def whole() -> tuple[Event, bytes]:
         seen.append(log.running_answer_sync(run.name))
-        return b"abcd"
+        return entry, b"abcd"
 
     growth = Growth(3, b"d", whole)
-    assert aio.run(log.append(run.event(), 1, floor=0, growth=growth)) == 2
+    assert aio.run(log.append(entry, 1, floor=0, growth=growth)) == 2
     assert seen == [(None, 1)]
 
 
@@ -253,8 +258,9 @@ def test_a_reader_always_sees_the_text_that_belongs_to_the_tail() -> None:
 
     async def write() -> None:
         for number in range(300):
-            growth = Growth(number, b"x", lambda: b"")
-            await log.append(run.event(), 1, floor=0, growth=growth)
+            entry = run.event()
+            growth = Growth(number, b"x", lambda entry=entry: (entry, b""))  # type: ignore[misc]
+            await log.append(entry, 1, floor=0, growth=growth)
 
     async def both() -> None:
         writing = asyncio.create_task(write())

@@ -1,4 +1,4 @@
-"""How many frames at once, and how many a second."""
+"""How much at once, and how much a second."""
 
 from __future__ import annotations
 
@@ -38,6 +38,13 @@ def test_a_bucket_gives_a_burst_and_then_what_time_brings(clock: Clock) -> None:
     assert taken(bucket) == 2
     clock.now += 0.0625
     assert taken(bucket) == 1
+
+
+def test_what_weighs_more_takes_more(clock: Clock) -> None:
+    bucket = Bucket(burst=20, rate=8.0)
+    assert bucket.take(15)
+    assert not bucket.take(6)
+    assert bucket.take(5)
 
 
 def test_a_bucket_never_holds_more_than_a_burst(clock: Clock) -> None:
