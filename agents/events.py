@@ -44,7 +44,7 @@ class AgentChange(AgentNotice):
 
 
 class AgentCheck(AgentNotice):
-    """What validation found: `errors` stop a publication, `warnings` do not."""
+    """What a check found: with `errors` the agent will not answer, with `warnings` it may."""
 
     valid: bool = True
     errors: list[Any] = Field(default_factory=list)

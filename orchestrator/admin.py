@@ -76,7 +76,7 @@ class WebhookAdmin(SavesByAction, VerbAdmin):
     ordering = ("-pk",)
     fieldsets = (
         (None, {"fields": ("tenant", "url", "description", "events", "disabled")}),
-        (_("State"), {"fields": (("status_shown", "failing"), ("previous_shown", "deliveries_shown"))}),
+        (_("State"), {"fields": (("state", "failing"), ("previous_shown", "deliveries_shown"))}),
     )
     add_fieldsets = ((None, {"fields": ("tenant", "url", "description", "events", "disabled")}),)
     verbs = (
@@ -95,7 +95,7 @@ class WebhookAdmin(SavesByAction, VerbAdmin):
     def get_readonly_fields(
         self, request: HttpRequest, obj: WebhookEndpoint | None = None
     ) -> tuple[str, ...]:
-        shown = ("status_shown", "failing", "previous_shown", "deliveries_shown")
+        shown = ("state", "failing", "previous_shown", "deliveries_shown")
         return ("tenant", *shown) if obj else shown
 
     def save_model(self, request: HttpRequest, obj: WebhookEndpoint, form: Any, change: bool) -> None:
@@ -137,7 +137,12 @@ class WebhookAdmin(SavesByAction, VerbAdmin):
         if endpoint.disabled_at is not None:
             reason = endpoint.get_disabled_reason_display()
             return "disabled", gettext("disabled: %(reason)s") % {"reason": reason}
-        return ("failing", _("failing")) if endpoint.failing_since else ("living", _("valid"))
+        return ("failing", _("failing")) if endpoint.failing_since else ("living", _("enabled"))
+
+    @display(_("status"))
+    def state(self, endpoint: WebhookEndpoint) -> Any:
+        """Pages have no coloured labels, as lists have."""
+        return self.status_shown(endpoint)[1]
 
     @display(_("events"))
     def events_shown(self, endpoint: WebhookEndpoint) -> Any:
@@ -212,7 +217,7 @@ class DeliveryAdmin(LookOnly, VerbAdmin):
             None,
             {
                 "fields": (
-                    ("event", "status_shown"),
+                    ("event", "status"),
                     ("endpoint", "tenant"),
                     ("subject", "message"),
                     ("created", "next_attempt"),

@@ -43,6 +43,7 @@ from orchestrator.actions import (
 from orchestrator.errors import ServiceRefused
 from orchestrator.snapshots import snapshot
 from orchestrator.sockets.forwarding import Forwarding
+from orchestrator.sockets.inbox import BURST, RATE
 from orchestrator.sockets.keeper import keeper
 from orchestrator.sockets.socket import (
     AWAY,
@@ -239,7 +240,7 @@ class TaskUpdatesConsumer(ClientSocket):
     `action_result`; one that has none only where it is refused, by an `error`.
     """
 
-    burst, rate = 200, 100.0
+    burst, rate = 10 * BURST, 10 * RATE
     service: Service | None = None
     _deadline: asyncio.TimerHandle | None = None
 

@@ -66,8 +66,8 @@ class ClientSocket(AsyncWebsocketConsumer):  # type: ignore[misc]
     """
 
     messages: ClassVar[dict[str, str]] = {}
-    burst: ClassVar[int] = BURST  # frames that a client may send at once
-    rate: ClassVar[float] = RATE  # frames a second
+    burst: ClassVar[int] = BURST  # bytes that a client may send at once
+    rate: ClassVar[float] = RATE  # bytes a second
 
     is_accepted = False
     is_counted = False

@@ -10,7 +10,7 @@ from threading import Barrier
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import connection
 
 from agents.bulk_actions import MOST_NAMED, AgentBulkUpdateAction
 from agents.handlers import bulk
@@ -301,16 +301,17 @@ def test_after_a_crash_it_goes_on_where_it_was(
 
 
 def test_the_change_and_that_it_is_done_are_one_thing(
-    api: Api, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+    committed_tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed between the two, neither has happened."""
-    agent = make_agent(tenant)
+    agent = make_agent(committed_tenant)
+    api = Api(committed_tenant)
     task = ask(api)
 
     def kill(item: AgentBulkItem, *args: Any, **kwargs: Any) -> None:
         raise Killed
 
-    with monkeypatch.context() as patched, pytest.raises(Killed), transaction.atomic():
+    with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(AgentBulkItem, "save", kill)
         work(task)
     assert (numbers([agent]), state(api, task)["done"]) == ([1], 0)

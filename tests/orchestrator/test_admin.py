@@ -51,6 +51,7 @@ def test_an_endpoint_is_made_and_its_secret_shown_once(admin_client: Client, ten
         again = admin_client.get(address).content.decode()
         assert "https://example.com/hooks" in again
         assert "whsec_" not in again
+        assert "enabled" in again and "living" not in again
     entry = AuditEntry.unscoped.get(verb="webhook.create")
     assert (entry.source, entry.actor) == ("admin", "user:admin")
 
