@@ -37,7 +37,7 @@ POINTS = {
     "settle: announced": ("execution.handlers", "_announce", AFTER),
     "settle: callback published": ("core.actions.bus", "publish_task", AFTER),
     "ack: before": ("core.broker.keeper", "Keeper.settle", BEFORE),
-    "callback: before": ("orchestrator.handlers.websocket", "_ending", AFTER),
+    "callback: before": ("orchestrator.handlers.websocket", "ending_of", AFTER),
     "callback: between": ("orchestrator.handlers.websocket", "append_patiently", AFTER),
     "callback: told": ("core.actions.worker", "settle", BEFORE),
     "take-over: committed": ("core.actions.sweeper", "tell_again", BEFORE),
