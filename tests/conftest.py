@@ -34,6 +34,7 @@ def forget_cached_rows() -> None:
     agents._names.clear()
     agents._names.clear()
     agents.agent_version.cache_clear()
+    valkey._breaker._away_until = 0.0
 
 
 @pytest.fixture(autouse=True)
