@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 import redis
+from channels.layers import get_channel_layer
 from django.conf import settings
 
 from core.errors import NoobleError
@@ -30,6 +31,8 @@ UNEASY_SECONDS, RETRY_SECONDS = 10.0, 1.0  # for so long after one has failed, t
 STALL_SECONDS = 10.0  # a reader may take next to nothing for so long
 LIFE_SECONDS = 4 * 60 * 60.0  # then a socket moves on, to whatever process is there by then
 LEAVE_SECONDS = 1.0
+
+ALWAYS = "always"  # a group that nobody sends to
 
 PING = control("ping")
 RECONNECT = control("reconnect")
@@ -85,6 +88,7 @@ class Keeper:
         self._open[socket] = _Vigil()
         if self._beat is None or self._beat.done():
             self._beat = asyncio.create_task(self._beat_forever())
+            self._run(self._stay_subscribed())
 
     def closed(self, socket: Socket) -> None:
         self._open.pop(socket, None)
@@ -121,6 +125,14 @@ class Keeper:
         self._errands.add(task)
         task.add_done_callback(self._errands.discard)
         return task
+
+    async def _stay_subscribed(self) -> None:
+        """One subscription for good: without any, the layer looks for news only every 100 ms."""
+        layer = get_channel_layer()
+        try:
+            await layer.group_add(ALWAYS, await layer.new_channel())
+        except (redis.RedisError, OSError) as error:
+            logger.warning("the first events after a silence come late: %s", error)
 
     # --- One socket --------------------------------------------------------------------------------
 
