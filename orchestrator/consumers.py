@@ -18,6 +18,7 @@ from core.actions.base import Action, ActionError, ActionResult
 from core.actions.bus import answer
 from core.api.errors import named
 from core.audit import Origin, asked_by
+from core.away import SERVICE_AWAY
 from core.errors import (
     Conflict,
     NotFound,
@@ -46,7 +47,6 @@ from orchestrator.sockets.forwarding import Forwarding
 from orchestrator.sockets.inbox import BURST, RATE
 from orchestrator.sockets.keeper import keeper
 from orchestrator.sockets.socket import (
-    AWAY,
     MALFORMED,
     NOT_ALLOWED,
     TRY_AGAIN,
@@ -221,7 +221,7 @@ class TenantUpdatesConsumer(ClientSocket):
         except Refused as refused:
             await self.refuse(refused.code, refused.error)
             return
-        except AWAY as error:
+        except SERVICE_AWAY as error:
             await self.refuse(TRY_AGAIN, named(error))
             return
         await self.link.drained()

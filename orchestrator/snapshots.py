@@ -9,9 +9,6 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-from asgiref.sync import sync_to_async
-from django.db import close_old_connections
-
 from conversations.models import Message
 from conversations.selectors import latest_messages, session_seq, task_messages
 from core.events import log
@@ -21,6 +18,7 @@ from core.events.log import RunningAnswer
 from core.tenancy import tenant_scope
 from orchestrator.selectors import task_is_open
 from orchestrator.serializers import MessageItem
+from orchestrator.threads import call_in
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -99,11 +97,4 @@ def _read(tenant_id: str, messages: Callable[[], Rows], running: RunningAnswer |
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call what touches the database, in one of a few threads."""
-
-    def call() -> T:
-        try:
-            return function(*args, **kwargs)
-        finally:
-            close_old_connections()
-
-    return await sync_to_async(call, thread_sensitive=False, executor=_threads)()
+    return await call_in(_threads, function, *args, **kwargs)

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 
-from django.db import InterfaceError, OperationalError, transaction
+from django.db import transaction
 
 from agents.actions import AgentUpdateAction
 from agents.bulk_actions import AgentAskBulkUpdateAction, AgentBulkUpdateAction, AskedBulkUpdate
@@ -20,6 +20,7 @@ from core.actions.base import Settlement
 from core.actions.bus import enqueue, execute
 from core.actions.registry import handles, works
 from core.actions.running import draining
+from core.away import DATABASE_AWAY
 from core.errors import InternalError, NoobleError
 from core.ids import parse_uuid
 from core.models import Task
@@ -99,7 +100,7 @@ def _change(item_id: int, action: AgentBulkUpdateAction, task: Task) -> None:
         return
     except NoobleError as refused:
         error: NoobleError = refused
-    except (OperationalError, InterfaceError):
+    except DATABASE_AWAY:
         raise  # nobody's fault: the worker does the rest again
     except Exception:
         # The wall between one agent and the others.

@@ -6,10 +6,11 @@ import logging
 import threading
 import uuid
 
-from django.db import InterfaceError, OperationalError, close_old_connections, connection
+from django.db import close_old_connections, connection
 
 from core.actions import running
 from core.actions.running import StopReason
+from core.away import DATABASE_AWAY
 from core.leases import RENEW_SECONDS
 from core.models import Task
 
@@ -35,7 +36,7 @@ def _beat_forever() -> None:
     while not pause.wait(RENEW_SECONDS):
         try:
             beat()
-        except (OperationalError, InterfaceError) as error:
+        except DATABASE_AWAY as error:
             # Nobody can take the runs over while the database is away, and the sweepers wait for us
             # when it is back.
             logger.warning("the leases of tasks are not renewed: %s", error)

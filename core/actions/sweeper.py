@@ -15,7 +15,7 @@ from typing import Any
 
 import redis
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, close_old_connections, connection, transaction
+from django.db import OperationalError, close_old_connections, connection, transaction
 from django.db.models import Case, DurationField, F, Q, QuerySet, When
 from django.db.models.functions import Greatest, Least, Now
 
@@ -23,6 +23,7 @@ from core.actions.base import Settlement
 from core.actions.bus import UNCLAIMED, publish_task
 from core.actions.registry import build, handler_of
 from core.actions.worker import settle, tell_again
+from core.away import DATABASE_AWAY
 from core.broker import messages
 from core.errors import DeadlineExceeded, NoobleError, Poison
 from core.leases import LEASE_SECONDS, RENEW_SECONDS
@@ -47,7 +48,6 @@ _PAUSE = Case(
     default=UNCLAIMED,
     output_field=DurationField(),
 )
-AWAY = (OperationalError, InterfaceError)
 _LOCK = 0x6E6F6F62  # of PostgreSQL's advisory locks, which are numbers
 
 # What else is to be cleaned up now and then; set by the roof.
@@ -77,7 +77,7 @@ class Sweeper:
         while not pause.wait(settings.WORKER_SLEEP_SECONDS):
             try:
                 self.sweep()
-            except AWAY as error:
+            except DATABASE_AWAY as error:
                 logger.warning("nothing is swept: %s", error)
                 connection.close()
                 self._be_patient()
@@ -164,7 +164,7 @@ def end_abandoned() -> int:
                 try:
                     with tenant_scope(task.tenant_id), transaction.atomic():
                         _end(task)
-                except AWAY:
+                except DATABASE_AWAY:
                     raise
                 except Exception:
                     logger.exception("task %s cannot be taken from its worker", task.pk)
@@ -222,7 +222,7 @@ def _left_of(task: Task) -> Settlement:
         action = build(task.action, task.payload)
         abandoned = handler_of(action).abandoned
         return abandoned(action, task) if abandoned else nothing
-    except AWAY:
+    except DATABASE_AWAY:
         raise
     except Exception:
         logger.exception("task %s: nobody knows what its attempt %s has left", task.pk, task.attempt)

@@ -21,7 +21,7 @@
 --       given in this session, or "" to append only to a log that lives; gap: how far above the floor
 --       a lost log goes on at least; how many closed tasks are remembered; offset: how many bytes of the
 --       run's answer come before the piece (0 begins it anew), or "" for an event that has none; piece;
---       pace: see `beyond`
+--       pace: see `beyond.lua`
 -- Returns the seq; 0 when the event was refused; -1 when the answer before the piece is not kept.
 local log, marks, closed, answer = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local body, task, attempt, closes, event = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
@@ -32,23 +32,15 @@ local function seq_of(mark)
   if mark and string.sub(mark, 1, #event) == event then return tonumber(string.sub(mark, #event + 2)) end
 end
 
--- Where a log goes on that was lost. The floor is what the database and the appender know, but the last
--- events before a loss may be known to nobody: so also above all that could have been given since the
--- epoch at so many events a second.
-local function beyond(floor)
-  local time = redis.call('TIME')
-  return math.max(floor + ARGV[12], math.floor((time[1] + time[2] / 1000000) * ARGV[16]))
-end
-
 local floor, tail = tonumber(ARGV[11]), tonumber(redis.call('HGET', marks, 'seq'))
 if not tail then
   if not floor then return 0 end
   local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
   if last then floor = math.max(floor, tonumber(string.match(last[1], '%d+'))) end
-  redis.call('HSET', marks, 'seq', floor > 0 and beyond(floor) or 0)
+  redis.call('HSET', marks, 'seq', floor > 0 and beyond(floor, ARGV[12], ARGV[16]) or 0)
 elseif floor and floor > 1 and floor > tail then
   -- A floor of 1 only says that the session is no new one.
-  redis.call('HSET', marks, 'seq', beyond(floor))
+  redis.call('HSET', marks, 'seq', beyond(floor, ARGV[12], ARGV[16]))
 end
 if task ~= '' then
   local ended = redis.call('HGET', marks, 'task:' .. task)

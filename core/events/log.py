@@ -27,8 +27,9 @@ TRIES, RETRY_SECONDS = 60, 0.5
 NAMES_AT_ONCE = 500
 
 _FOLDER = Path(__file__).parent
-_script = (_FOLDER / "append.lua").read_text()
-_revive = (_FOLDER / "revive.lua").read_text()
+_beyond = (_FOLDER / "beyond.lua").read_text()
+_script = _beyond + (_FOLDER / "append.lua").read_text()
+_revive = _beyond + (_FOLDER / "revive.lua").read_text()
 _sha = hashlib.sha1(_script.encode(), usedforsecurity=False).hexdigest()
 _appenders: WeakKeyDictionary[asyncio.AbstractEventLoop, _Appender] = WeakKeyDictionary()
 

@@ -7,18 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, ClassVar
 
-import redis
-from asgiref.sync import sync_to_async
 from autobahn.exception import Disconnected
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.conf import settings
-from django.db import OperationalError, close_old_connections
 from django.http import HttpRequest
 from django.utils import translation
 
 from core.api.errors import named
 from core.api.parsers import parse_json
+from core.away import SERVICE_AWAY
 from core.errors import (
     BodyTooLarge,
     MalformedRequest,
@@ -35,6 +33,7 @@ from orchestrator.sockets.forwarding import Forwarding
 from orchestrator.sockets.inbox import BURST, MAX_FRAME, RATE, Frame, Inbox
 from orchestrator.sockets.keeper import keeper
 from orchestrator.sockets.link import EXTENSION, Link
+from orchestrator.threads import call_in
 
 PROTOCOL = "nooble.v1"
 
@@ -42,9 +41,6 @@ PROTOCOL = "nooble.v1"
 MALFORMED, NOT_ALLOWED, UNKNOWN, TOO_LARGE, TOO_MANY, TRY_AGAIN = 4400, 4403, 4404, 4413, 4429, 1013
 
 ADMIT_SECONDS = 3.0  # Valkey that is frozen must not hold up a connect
-
-# A service that is away, at connect: come back later.
-AWAY = (OperationalError, redis.RedisError, OSError)
 
 # Work of sockets that touches the database: bounded, and not the one thread that Channels shares.
 _threads = ThreadPoolExecutor(max_workers=16, thread_name_prefix="socket")
@@ -91,7 +87,7 @@ class ClientSocket(AsyncWebsocketConsumer):  # type: ignore[misc]
         self.inbox = Inbox(self.link, self._answer, self.burst, self.rate)
         try:
             await super().__call__(scope, receive, send)
-        except AWAY as error:
+        except SERVICE_AWAY as error:
             if self.is_accepted:
                 raise
             # Before `connect`: there is not even a channel to be told by.
@@ -101,7 +97,7 @@ class ClientSocket(AsyncWebsocketConsumer):  # type: ignore[misc]
         finally:
             self.forget()
             for group in self.groups:
-                with suppress(*AWAY):
+                with suppress(*SERVICE_AWAY):
                     await self.channel_layer.group_discard(group, self.channel_name)
             await self._forget_channel()
 
@@ -143,7 +139,7 @@ class ClientSocket(AsyncWebsocketConsumer):  # type: ignore[misc]
             await self.open()
         except Refused as refused:
             await self.refuse(refused.code, refused.error)
-        except AWAY as error:
+        except SERVICE_AWAY as error:
             await self.refuse(TRY_AGAIN, named(error))
 
     def offered(self, prefix: str) -> str | None:
@@ -242,14 +238,7 @@ class ClientSocket(AsyncWebsocketConsumer):  # type: ignore[misc]
 
     async def in_thread(self, function: Any, *args: Any) -> Any:
         """`function(*args)`, which may ask the database."""
-
-        def call() -> Any:
-            try:
-                return function(*args)
-            finally:
-                close_old_connections()
-
-        return await sync_to_async(call, thread_sensitive=False, executor=_threads)()
+        return await call_in(_threads, function, *args)
 
 
 _OF_THE_SERVER = {

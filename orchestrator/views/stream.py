@@ -10,9 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 import orjson
-import redis
 from channels.layers import get_channel_layer
-from django.db import OperationalError
 from django.http import HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from drf_spectacular.types import OpenApiTypes
@@ -22,6 +20,7 @@ from rest_framework.request import Request
 
 from conversations.selectors import question_seq
 from core.api.views import ApiView
+from core.away import SERVICE_AWAY
 from core.errors import ValidationFailed
 from core.events import log
 from core.events.base import with_seq
@@ -45,9 +44,6 @@ END = 10**15 - 1
 COMMENT = b":\n\n"
 RUN_ENDS = ("agent_execution_completed", "agent_execution_failed")
 TASK_ENDS = ("task_completed", "task_failed")
-
-# A service that is away: what a stream misses meanwhile it finds in the log.
-AWAY = (OperationalError, redis.RedisError, OSError)
 
 
 class TaskStreamView(ApiView):
@@ -140,7 +136,7 @@ class TaskStream:
                     asked = now
                     async for frame in self._overdue():
                         yield frame
-            except AWAY as error:
+            except SERVICE_AWAY as error:
                 logger.warning("the stream of task %s waits: %s", self._task_id, error)
             if self._ended or _is_cancelled():
                 return
@@ -252,7 +248,7 @@ class _Hints:
                 self._channel = await self._layer.new_channel()
                 self._listen()
             await self._layer.group_add(self._group, self._channel)
-        except AWAY as error:
+        except SERVICE_AWAY as error:
             logger.warning("a stream hears nothing: %s", error)
             return False
         return True
@@ -279,7 +275,7 @@ class _Hints:
             await asyncio.wait({self._joining})
         if self._receiving is None:
             return
-        with suppress(*AWAY):
+        with suppress(*SERVICE_AWAY):
             await self._layer.group_discard(self._group, self._channel)
         # The layer forgets a channel when somebody who waits on it is cancelled, and not before.
         while True:

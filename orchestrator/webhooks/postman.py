@@ -19,12 +19,13 @@ from typing import Any
 
 import orjson
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, connection, transaction
+from django.db import connection, transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
 
 from core import aio, outbound
 from core.actions.bus import execute
+from core.away import DATABASE_AWAY
 from core.models import Notice
 from core.secrets import SecretUnreadable, decrypt
 from core.tenancy import tenant_scope
@@ -41,7 +42,6 @@ SLICE = 200
 SHOWN = 1_024  # bytes of an answer that are kept
 RECORD_TRIES, RECORD_SECONDS = 5, 1.0
 AGENT = "Nooble-Webhooks/1.0"
-AWAY = (OperationalError, InterfaceError)
 
 # Rings when there may be something to send.
 bell = threading.Event()
@@ -111,7 +111,7 @@ class Postman:
             bell.clear()
             try:
                 self.turn()
-            except AWAY as error:
+            except DATABASE_AWAY as error:
                 logger.warning("nothing is delivered: %s", error)
             except Exception:
                 logger.exception("nothing is delivered")
@@ -228,7 +228,7 @@ def _record(attempt: WebhookRecordAttemptAction, tenant_id: str) -> None:
             with tenant_scope(tenant_id):
                 execute(attempt)
             return
-        except AWAY as error:
+        except DATABASE_AWAY as error:
             if not tries_left:
                 raise
             logger.warning("delivery %s is recorded later: %s", attempt.delivery_id, error)
