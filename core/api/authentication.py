@@ -17,7 +17,7 @@ class TenantKeyAuthentication(BaseAuthentication):
     """
 
     def authenticate(self, request: Request) -> tuple[None, ApiKey] | None:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        scheme, _, token = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
         if not scheme:
             return None
         key = ApiKey.verify(token.strip()) if scheme.lower() == "bearer" else None

@@ -23,7 +23,7 @@ class RequestIdMiddleware:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        given = request.headers.get("x-request-id", "")
+        given = request.META.get("HTTP_X_REQUEST_ID", "")
         request.request_id = given if _request_id.fullmatch(given) else uuid.uuid4().hex  # type: ignore[attr-defined]
         with asked_by(_origin(request)):
             response = self.get_response(request)
