@@ -8,7 +8,7 @@ from typing import Any
 
 from core import valkey
 from core.broker.scripts import CAPPED_DOMAINS, DEFAULT_CAP, ROOT
-from core.queues.names import DOMAINS
+from core.queues.names import DOMAINS, QueueFilter, QueueName
 
 RUNNING_SLICE = 1_000  # of the tenants that only run, at least so many are looked at
 
@@ -34,6 +34,15 @@ class TenantFigures:
     running: int
     cap: int | None
     weight: float
+    oldest_wait: float
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFigures:
+    """Messages of one queue. `oldest_wait` in seconds."""
+
+    queue: str
+    waiting: int
     oldest_wait: float
 
 
@@ -114,6 +123,23 @@ def tenants(domain: str, limit: int = 50) -> list[TenantFigures]:
         for tenant, waits, runs, limits, queues in rows
     ]
     return sorted(lines, key=lambda line: (-line.waiting, -line.running, line.tenant_id))
+
+
+def queues(asked: QueueFilter) -> list[QueueFigures]:
+    """Those of a tenant's queues that were asked for and are not empty. Raises redis.RedisError."""
+    P, client = f"{ROOT}:{asked.domain}", valkey.client()
+    found: Any = client.zrange(f"{P}:q:{asked.tenant_id}", 0, -1)
+    names = sorted(name for name in map(bytes.decode, found) if asked.includes(QueueName.parse(name)))
+    pipeline = client.pipeline(transaction=False)
+    for name in names:
+        pipeline.llen(f"{P}:m:{name}")
+        pipeline.lindex(f"{P}:m:{name}", -1)
+    replies = iter(pipeline.execute())
+    now = time.time()
+    # The web's clock may be behind the broker's.
+    return [
+        QueueFigures(name, int(next(replies)), max(0.0, now - _put_at(next(replies), now))) for name in names
+    ]
 
 
 def _cap(domain: str, limits: bytes | None) -> int | None:

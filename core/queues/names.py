@@ -1,12 +1,13 @@
-"""Queue names: `{domain}:{tenant_id}:{action}:{priority}`."""
+"""Queue names: `{domain}:{tenant_id}:{action}:{priority}`; and what else people call queues."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
 from enum import IntEnum
 
-from core.ids import SYSTEM_TENANT, WORD_PATTERN, is_slug
+from core.ids import SYSTEM_TENANT, WORD_PATTERN, is_session_id, is_slug
 
 # What workers consume (`-Q agent`); runs of agents have worker processes of their own.
 DOMAINS = ("agent", "orchestrator", "workflow", "tool", "conversation", "ingestion")
@@ -65,3 +66,63 @@ class QueueName:
         ):
             raise ValueError(f"not a queue name: {text!r}")
         return cls(domain, tenant_id, action, priority)
+
+
+# The service documents' names, up to the tenant: the domain and the action of our queues that do that work,
+# or what does it where no queue does. After the tenant may come an id, which our queues do not have.
+ALIASES: Mapping[str, tuple[str, str] | str] = {
+    "agent-management.tasks.": ("orchestrator", "agent_bulk_update"),
+    "agent-management.validation.": ("agent", "validate"),
+    "agent-management.templates.": "what changes a template answers at once",
+    "agent-management.notifications.": ("orchestrator", "notice_relay"),
+    "agent_execution:": ("agent", "execute"),
+    "agent_tools:": ("tool", ""),
+    "agent_responses:": "what a run comes to is in its session's log and in its task's row",
+    "agent_streaming:": "what a run says is in its session's log",
+    "orchestrator:session:": "what happens in a session is in its log",
+    "orchestrator:tasks:": "tasks are rows of a table, whatever queue they wait in",
+    "orchestrator:system:notifications": "notices are rows of the outbox",
+}
+
+
+class NoQueue(ValueError):
+    """A name that the service documents give to what is no queue; the message says what is there instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFilter:
+    """Queues of a domain: a tenant's, an action's, of a priority word. An empty part stands for all."""
+
+    domain: str
+    tenant_id: str = ""
+    action: str = ""
+    priority: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> QueueFilter:
+        """From a domain, a queue's name, or an alias with its tenant.
+
+        A queue's name wins over an alias that looks like it. Raises NoQueue; ValueError for what is no name.
+        """
+        if text in DOMAINS:
+            return cls(text)
+        try:
+            name = QueueName.parse(text)
+        except ValueError:
+            return cls._of_alias(text)
+        return cls(name.domain, name.tenant_id, name.action, name.priority)
+
+    @classmethod
+    def _of_alias(cls, text: str) -> QueueFilter:
+        for prefix, meaning in ALIASES.items():
+            if not text.startswith(prefix):
+                continue
+            if isinstance(meaning, str):
+                raise NoQueue(f"{text!r} is no queue here: {meaning}")
+            tenant_id, separator, extra_id = text.removeprefix(prefix).partition(prefix[-1])
+            if is_slug(tenant_id) and (not separator or is_session_id(extra_id)):
+                return cls(meaning[0], tenant_id, meaning[1])
+        raise ValueError(f"not a queue name: {text!r}")
+
+    def includes(self, name: QueueName) -> bool:
+        return all(part in ("", own) for part, own in zip(astuple(self), astuple(name), strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import time
 import uuid
@@ -13,6 +14,7 @@ import pytest
 import requests
 from websockets.sync.client import ClientConnection, connect
 
+from agents.events import names
 from tests.acceptance.stack import PATIENCE, PROTOCOL, Socket, Stack, new_model, new_session, wait_for
 from tests.orchestrator.webhooks.receiver import Receiver
 
@@ -181,6 +183,64 @@ def test_a_webhook_hears_what_happens(stack: Stack) -> None:
     wait_for(lambda: [item["status"] for item in log()], equal_to=["delivered"])
     assert stack.request("DELETE", there, key=key).status_code == 204
     assert stack.request("DELETE", f"/api/v1/agents/{agent_id}", key=key).status_code == 204
+
+
+TEMPLATE = {
+    "name": "Greeter",
+    "type": "assistant",
+    "description": "Greets.",
+    "category": "other",
+    "config": {"provider": "openai", "model": "fake?tokens=1", "instructions": "Greet."},
+}
+
+
+def test_every_notice_of_management_is_told_to_dashboards_and_webhooks(stack: Stack) -> None:
+    """Each in the one envelope; a fact with two names under both."""
+    key, receiver = stack.demo.key, Receiver()
+
+    def ask(method: str, path: str, **body: Any) -> dict[str, Any]:
+        answer = stack.request(method, f"/api/v1/{path}", key=key, **({"json": body} if body else {}))
+        assert answer.ok, answer.text
+        found: dict[str, Any] = answer.json() if answer.content else {}
+        return found
+
+    hook = ask("POST", "webhooks", url=receiver.url)
+    try:
+        with dashboard(stack) as socket:
+            agent_id = stack.agent("fake?tokens=1")
+            ask("PATCH", f"agents/{agent_id}", name="Other", config={"temperature": 0.5})
+            ask("POST", f"agents/{agent_id}/validate")
+            seen = [socket.receive() for _ in range(4)]  # the check is a worker's: it comes when it comes
+            ask("DELETE", f"agents/{agent_id}")
+            template_id = ask("POST", "templates", **TEMPLATE)["template_id"]
+            ask("PATCH", f"templates/{template_id}", description="Greets well.")
+            ask("DELETE", f"templates/{template_id}")
+            seen += [socket.receive() for _ in range(4)]
+        wait_for(lambda: len(receiver.taken), equal_to=8)
+    finally:
+        receiver.close()
+        ask("DELETE", f"webhooks/{hook['webhook_id']}")
+    heard = [request.verify(hook["secret"]) for request in receiver.taken]
+    assert {event["event"] for event in heard} == {message["event"] for message in seen} == set(names())
+    by_name = {event["event"]: event for event in heard}
+    for event in heard:
+        envelope = {"event", "service", "task_id", "global_task_id", "tenant_id", "timestamp", "data"}
+        assert envelope | {"event_id", "seq"} <= event.keys()
+        assert (event["service"], event["tenant_id"]) == ("agent-management", "demo")
+        datetime.datetime.fromisoformat(event["timestamp"])
+    for message in seen:
+        assert message["channel"] == "tenant:demo"
+        assert message["data"] == by_name[message["event"]]["data"]
+    updated = by_name["agent_updated"]["data"]
+    assert (updated["agent_id"], updated["version"]) == (agent_id, "2.0")
+    assert sorted(updated["changes"]) == ["config.temperature", "name", "published_version"]
+    assert by_name["agent_validated"]["data"]["valid"] is True
+    for name, alias in (
+        ("agent_validated", "validation_complete"),
+        ("template_created", "agent_template_created"),
+    ):
+        assert by_name[alias]["alias_of"] == name
+        assert by_name[alias]["data"] == by_name[name]["data"]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.2", "10.0.0.1", "169.254.169.254", "[::1]", "2130706434"])

@@ -22,7 +22,7 @@ from core.actions.base import Action, Result
 from core.actions.registry import all_handlers, can_handle
 from core.events.base import Event, EventData
 from core.models import TenantModel
-from core.queues.names import DOMAINS, QueueName
+from core.queues.names import ALIASES, DOMAINS, QueueName
 from core.tenancy import NoTenantScope, TenantManager
 
 ROOT = Path(settings.BASE_DIR)
@@ -184,6 +184,16 @@ def test_queued_actions_go_to_domains_that_workers_consume() -> None:
         domain, name = action.queue
         assert domain in DOMAINS
         QueueName.parse(f"{domain}:demo:{name}:{action.default_priority.word}")
+
+
+def test_the_service_documents_names_of_queues_lead_to_queues() -> None:
+    """Of the domains that nothing waits in yet, to all that will wait there."""
+    ours = {action.queue for action in verbs() if action.queue is not None}
+    meant = {meaning for meaning in ALIASES.values() if not isinstance(meaning, str)}
+    used = {domain for domain, _ in ours}
+    assert len(meant) == 5
+    for domain, action in meant:
+        assert (domain, action) in ours if domain in used else (domain in DOMAINS and not action)
 
 
 @pytest.mark.parametrize("kind", [Result, Event, EventData])

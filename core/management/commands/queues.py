@@ -17,7 +17,7 @@ from core.errors import CannotCancel
 from core.ids import SYSTEM_TENANT, is_slug
 from core.models import Task
 from core.models.task import TaskStatus
-from core.queues.names import DOMAINS
+from core.queues.names import DOMAINS, QueueFilter
 from core.tenancy import tenant_scope
 
 
@@ -26,8 +26,12 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         verbs = parser.add_subparsers(dest="verb", required=True)
-        listed = verbs.add_parser("list", help="totals a domain; with a domain, its busiest tenants")
-        listed.add_argument("domain", nargs="?", choices=DOMAINS)
+        listed = verbs.add_parser(
+            "list", help="totals a domain; a domain's busiest tenants; what waits in a tenant's queues"
+        )
+        listed.add_argument(
+            "name", nargs="?", help="a domain, a queue's name, or what the service documents call a queue"
+        )
         listed.add_argument("--limit", type=int, default=50)
         purged = verbs.add_parser("purge", help="what runs goes on; what waits is cancelled")
         purged.add_argument("tenant", type=_tenant_id)
@@ -41,27 +45,42 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             if options["verb"] == "list":
-                self._list(options["domain"], options["limit"])
+                self._list(options["name"], options["limit"])
             else:
                 for domain in options["domain"]:
                     self._purge(options["tenant"], domain, options["messages_only"])
         except redis.RedisError as error:
             raise CommandError(f"the broker does not answer: {error}") from error
 
-    def _list(self, domain: str | None, limit: int) -> None:
-        if domain is None:
+    def _list(self, name: str | None, limit: int) -> None:
+        if name is None:
             lines, dead = figures.totals()
             self._row("DOMAIN", "WAITING", "RUNNING", "DELAYED", "TENANTS")
             for line in lines:
                 self._row(line.domain, line.waiting, line.running, line.delayed, line.tenants)
             self.stdout.write(f"dead letters: {dead}")
             return
+        try:
+            asked = QueueFilter.parse(name)
+        except ValueError as error:
+            raise CommandError(str(error)) from None
+        if asked.tenant_id:
+            self._list_queues(asked)
+        else:
+            self._list_tenants(asked.domain, limit)
+
+    def _list_tenants(self, domain: str, limit: int) -> None:
         self._row("TENANT", "WAITING", "RUNNING", "CAP", "WEIGHT", "OLDEST (s)")
         for row in figures.tenants(domain, limit):
             cap = "-" if row.cap is None else row.cap
             self._row(
                 row.tenant_id, row.waiting, row.running, cap, f"{row.weight:g}", f"{row.oldest_wait:.1f}"
             )
+
+    def _list_queues(self, asked: QueueFilter) -> None:
+        self._row("QUEUE", "WAITING", "OLDEST (s)")
+        for line in figures.queues(asked):
+            self._row(line.queue, line.waiting, f"{line.oldest_wait:.1f}")
 
     def _row(self, name: str, *columns: Any) -> None:
         self.stdout.write(f"{name:<40}" + "".join(f"{column:>11}" for column in columns))

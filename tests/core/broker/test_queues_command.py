@@ -40,6 +40,30 @@ def test_list(broker: Broker) -> None:
     assert [line[:5] for line in run("list", "tool")[1:]] == [["two", "1", "0", "-", "1"]]
 
 
+@pytest.mark.parametrize("spelling", ["agent_execution:one", "agent:one:execute:low"])
+def test_list_of_a_name(broker: Broker, spelling: str) -> None:
+    """Whichever way the queue is spelled; the document's name has no priority, so it is all of them."""
+    for tag, tenant, priority in (
+        ("a", "one", "low"),
+        ("b", "one", "high"),
+        ("c", "one", "low"),
+        ("d", "two", "low"),
+    ):
+        broker.put(tag, tenant, priority)
+    broker.put("e", "one", domain="tool")
+    header, *lines = run("list", spelling)
+    assert header == ["QUEUE", "WAITING", "OLDEST", "(s)"]
+    low, high = ["agent:one:execute:low", "2"], ["agent:one:execute:high", "1"]
+    assert [line[:2] for line in lines] == ([low] if spelling.endswith("low") else [high, low])
+    assert run("list", "agent_tools:two") == [header]
+    assert run("list", "agent-management.validation.one") == [header]
+
+
+def test_list_of_what_is_no_queue(broker: Broker) -> None:
+    with pytest.raises(CommandError, match="'orchestrator:tasks:one' is no queue here: tasks are rows"):
+        run("list", "orchestrator:tasks:one")
+
+
 def test_purge_cancels_what_waits_and_leaves_all_else(broker: Broker, committed_tenant: Tenant) -> None:
     other = make_tenant()
     name = committed_tenant.pk

@@ -7,7 +7,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from core.ids import SYSTEM_TENANT
-from core.queues.names import DOMAINS, HIGH, LOW, NORMAL, Priority, QueueName
+from core.queues.names import (
+    DOMAINS,
+    HIGH,
+    LOW,
+    NORMAL,
+    NoQueue,
+    Priority,
+    QueueFilter,
+    QueueName,
+)
 
 words = st.from_regex(r"[a-z][a-z0-9_]{0,31}", fullmatch=True)
 tenants = st.from_regex(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?", fullmatch=True) | st.just(SYSTEM_TENANT)
@@ -80,6 +89,88 @@ def test_the_system_has_queues_of_its_own() -> None:
 def test_every_domain_is_a_queue_names_first_word() -> None:
     for domain in DOMAINS:
         assert QueueName.parse(f"{domain}:demo:execute:low").domain == domain
+
+
+# --- Aliases ---------------------------------------------------------------------------------------
+
+AGENT = "01890a5d-ac96-774b-bcce-b302099a8057"
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        ("agent", QueueFilter("agent")),
+        ("agent:demo:execute:low", QueueFilter("agent", "demo", "execute", "low")),
+        ("agent-management.tasks.demo", QueueFilter("orchestrator", "demo", "agent_bulk_update")),
+        ("agent-management.tasks.demo." + AGENT, QueueFilter("orchestrator", "demo", "agent_bulk_update")),
+        ("agent-management.validation.demo", QueueFilter("agent", "demo", "validate")),
+        ("agent-management.validation.a-tenant.7", QueueFilter("agent", "a-tenant", "validate")),
+        ("agent-management.notifications.demo", QueueFilter("orchestrator", "demo", "notice_relay")),
+        ("agent_execution:demo", QueueFilter("agent", "demo", "execute")),
+        ("agent_tools:demo:" + AGENT, QueueFilter("tool", "demo")),
+        # A queue's name wins over an alias that looks like it.
+        (
+            "orchestrator:session:notice_relay:high",
+            QueueFilter("orchestrator", "session", "notice_relay", "high"),
+        ),
+        ("orchestrator:tasks:demo:low", QueueFilter("orchestrator", "tasks", "demo", "low")),
+    ],
+)
+def test_what_people_call_queues(text: str, asked: QueueFilter) -> None:
+    assert QueueFilter.parse(text) == asked
+
+
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        ("agent-management.templates.demo", "a template answers at once"),
+        ("agent_responses:demo:" + AGENT, "session's log and in its task's row"),
+        ("agent_streaming:demo:" + AGENT, "session's log"),
+        ("orchestrator:session:demo:s-1", "is in its log"),
+        ("orchestrator:tasks:demo", "rows of a table"),
+        ("orchestrator:system:notifications", "rows of the outbox"),
+    ],
+)
+def test_what_is_called_a_queue_and_is_none(text: str, instead: str) -> None:
+    with pytest.raises(NoQueue, match=instead):
+        QueueFilter.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "celery",
+        "agent-management.tasks.",
+        "agent-management.tasks.demo.",
+        "agent-management.tasks.-demo",
+        "agent-management.tasks.demo.a.b",
+        "agent-management.tasks._system",
+        "agent-management.tasks",
+        "agent-management.other.demo",
+        "agent-management:tasks:demo",
+        "agent_execution:demo:",
+        "agent_execution:demo\n",
+        "agent_execution:*",
+        "agent_execution.demo",
+        "agent_tools:demo:a b",
+    ],
+    ids=repr,
+)
+def test_what_nobody_calls_a_queue(text: str) -> None:
+    with pytest.raises(ValueError, match="not a queue name") as refused:
+        QueueFilter.parse(text)
+    assert not isinstance(refused.value, NoQueue)
+
+
+@given(names, names)
+def test_a_whole_name_asks_for_itself(name: QueueName, other: QueueName) -> None:
+    asked = QueueFilter.parse(str(name))
+    assert asked.includes(name)
+    assert asked.includes(other) == (name == other)
+    assert QueueFilter(name.domain).includes(name)
+    assert QueueFilter(name.domain, name.tenant_id, name.action).includes(name)
+    assert not QueueFilter(name.domain, f"not-{name.tenant_id}").includes(name)
 
 
 @pytest.mark.parametrize(("number", "word"), enumerate(["low"] * 3 + ["normal"] * 4 + ["high"] * 3))
