@@ -15,6 +15,7 @@ from playwright.sync_api import BrowserContext, Page, expect
 from pages.conftest import Platform
 
 AGENTS = "/admin/agents/agent/"
+TEMPLATES = "/admin/agents/agenttemplate/"
 TIER = "/admin/core/tier/demo/change/"
 SAVE = "button[name=_save]"
 SAVE_AND_STAY = "button[name=_continue]"
@@ -59,6 +60,24 @@ class Person:
         self.page.keyboard.type(text)
         expect(self.page.locator(".select2-results__option--highlighted")).to_have_text(text)
         self.key("Enter")
+
+    def switch(self, selector: str) -> None:
+        """A box, on or off."""
+        self.reach(selector)
+        self.key("Space")
+
+    def pick(self, selector: str, text: str) -> None:
+        """In a list without a search."""
+        self.reach(selector)
+        self.page.keyboard.type(text)
+        expect(self.page.locator(f"{selector} option:checked")).to_have_text(text)
+
+    def select(self, action: str, paths: list[str]) -> None:
+        """Do something with these agents of the list, in its order."""
+        for path in paths:
+            self.switch(f'.action-select[value="{path.split("/")[-1]}"]')
+        self.pick("select[name=action]", action)
+        self.press("button[name=index]")
 
     def change(self, fields: dict[str, str], button: str = SAVE_AND_STAY) -> None:
         for name, text in fields.items():
@@ -250,6 +269,162 @@ def test_two_editors_at_once(platform: Platform, arrive: Callable[..., Person]) 
     assert agent["config"]["temperature"] == 0.9
 
 
+# --- Templates ----------------------------------------------------------------------------------------
+
+VARIABLES = [
+    {"name": "company", "label": "The company's name"},
+    {"name": "terms", "label": "Terms of use", "type": "text", "default": "None."},
+    {"name": "tone", "label": "Tone", "type": "choice", "choices": ["plain", "warm"], "default": "plain"},
+    {"name": "times", "label": "How often", "type": "number", "default": 2},
+    {"name": "formal", "label": "Formal", "type": "boolean", "default": False},
+    {"name": "asked", "label": "Ask back", "type": "boolean"},
+]
+INSTRUCTIONS = "{{company}}|{{terms}}|{{tone}}|{{times}}|{{formal}}|{{asked}}"
+INSTANTIATED = {"en": ("Create an agent", "yes"), "es": ("Crear un agente", "sí")}
+
+
+def template_made(platform: Platform, name: str) -> str:
+    """The id of a template of the demo tenant's own."""
+    config = {"provider": "scripted", "model": "demo", "instructions": INSTRUCTIONS}
+    fields = {"name": name, "type": "assistant", "config": config, "variables": VARIABLES}
+    template_id: str = platform.call("POST", "/api/v1/templates", fields)["template_id"]
+    return template_id
+
+
+@pytest.mark.parametrize("language", INSTANTIATED)
+def test_an_agent_from_a_template(platform: Platform, arrive: Callable[..., Person], language: str) -> None:
+    title, yes = INSTANTIATED[language]
+    template_id = template_made(platform, f"Template in {language}")
+    person = arrive(f"{TEMPLATES}{template_id}/change/", locale=language)
+    page = person.page
+    person.follow(f"{TEMPLATES}{template_id}/instantiate/")
+    expect(page).to_have_title(re.compile(title))
+    expect(page.locator("#id_tenant")).to_have_count(0)
+
+    # A value that does not fit brings the form back, with all that was written and why.
+    person.write("#id_name", f"Made in {language}")
+    person.write("#id_variables_company", "Acme")
+    person.reach("#id_variables_terms")
+    page.keyboard.type("Pay.\nSoon.")  # the focus selects nothing: it is added
+    person.pick("#id_variables_tone", "warm")
+    person.write("#id_variables_times", "1e16")
+    person.switch("#id_variables_formal")
+    person.pick("#id_variables_asked", yes)
+    person.press('#content form [type="submit"]')
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        values = {"company": "Acme", "asked": True, "times": 1e16}
+        fields = {"name": "x", "variables": values}
+        platform.call("POST", f"/api/v1/templates/{template_id}/instantiate", fields)
+    reason = json.load(refused.value)["error"]["details"]["variables.times"]
+    expect(page.locator(".errors")).to_have_count(1)
+    expect(page.locator(".errors")).to_contain_text(reason)
+
+    person.write("#id_variables_times", "3")
+    person.press('#content form [type="submit"]')
+    agent = platform.call("GET", f"/api/v1/agents/{page.url.split('/')[-3]}")
+    assert (agent["name"], agent["template"]["id"]) == (f"Made in {language}", template_id)
+    text = agent["config"]["instructions"]
+    assert re.fullmatch(r"Acme\|.*Pay\.\nSoon\..*\|warm\|3\|yes\|yes", text, re.DOTALL), text
+
+
+def test_everybodys_template_under_a_narrow_tier(
+    platform: Platform, narrow_tier: str, arrive: Callable[..., Person]
+) -> None:
+    templates = platform.call("GET", "/api/v1/templates")["items"]
+    shared = next(item for item in templates if item["slug"] == "translator-editor")
+    assert shared["shared"]
+    path = f"/api/v1/templates/{shared['template_id']}/instantiate"
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        platform.call("POST", path, {"name": "x", "variables": {}})
+    reason = json.load(refused.value)["error"]["details"]["config.model"]
+
+    person = arrive(TEMPLATES)
+    page = person.page
+    person.follow(f"{TEMPLATES}{shared['template_id']}/instantiate/")
+    person.write("#id_name", "Within the tier")
+    person.choose(".select2-selection", "demo")
+    person.press('#content form [type="submit"]')
+    expect(page.locator(".errors:has(#id_config_model)")).to_contain_text(reason)
+    person.write("#id_config_provider", "scripted")
+    person.write("#id_config_model", "demo")
+    person.press('#content form [type="submit"]')
+    agent = platform.call("GET", f"/api/v1/agents/{page.url.split('/')[-3]}")
+    assert (agent["name"], agent["config"]["model"]) == ("Within the tier", "demo")
+
+
+# --- Mass updates -------------------------------------------------------------------------------------
+
+BULK = {
+    "en": {"action": "Change several agents", "refused": "refused", "cancelled": "cancelled"},
+    "es": {"action": "Cambiar varios agentes", "refused": "rechazado", "cancelled": "cancelada"},
+}
+
+
+@pytest.mark.parametrize("language", BULK)
+def test_one_change_for_several_agents(
+    platform: Platform, narrow_tier: str, arrive: Callable[..., Person], language: str
+) -> None:
+    words = BULK[language]
+    # The tier does not allow what the first one has: that one is refused, the others are changed.
+    paths = [narrow_tier]
+    platform.call("PATCH", narrow_tier, {"name": f"Several {language} 0"})
+    paths += [made(platform, f"Several {language} {number}")[0] for number in (1, 2)]
+    names = [f"Several {language} {number}" for number in range(3)]
+    person = arrive(locale=language)
+    page = person.page
+    page.goto(f"{AGENTS}?q=Several {language}")
+    person.select(words["action"], paths[::-1])
+
+    expect(page.locator("#content")).to_contain_text(names[0])
+    person.write("#id_description", "For several")
+    person.write("#id_config_max_turns", "0")
+    person.press('#content form [type="submit"]')
+    expect(page.locator(".errors:has(#id_config_max_turns)")).to_be_visible()
+    assert page.locator("#id_description").input_value() == "For several"
+    person.write("#id_config_max_turns", "7")
+    person.write("#id_note", "All at once")
+    person.press('#content form [type="submit"]')
+
+    # The page follows by itself until all is done; then there is nothing to cancel.
+    expect(page.locator("progress")).to_have_attribute("value", "3")
+    expect(page.locator(".console-cancel")).to_be_hidden()
+    expect(page.locator(".console-tile strong")).to_have_text(["3", "3", "2", "1"])
+    rows = page.locator(".console-rows li")
+    expect(rows).to_have_count(3)
+    expect(rows.first).to_contain_text(names[0])
+    expect(rows.first).to_contain_text(words["refused"])
+    expect(rows.first).to_contain_text("config.model: ")
+    assert [platform.call("GET", path)["version"] for path in paths] == [1, 2, 2]
+    agent = platform.call("GET", paths[1])
+    assert (agent["description"], agent["config"]["max_turns"]) == ("For several", 7)
+    person.follow(f"{AGENTS}{agent['agent_id']}/change/")
+    assert page.locator("#id_config_max_turns").input_value() == "7"
+
+
+@pytest.mark.parametrize("language", BULK)
+def test_a_mass_update_is_cancelled(platform: Platform, arrive: Callable[..., Person], language: str) -> None:
+    words, name = BULK[language], f"Patient {language}"
+    path, _ = made(platform, name)
+    # A tenant's mass updates run one after the other: this one is in the way for a while.
+    nobody = [f"nobody-{number}" for number in range(10_000)]
+    fields = {"agents": nobody, "changes": {"description": "x"}}
+    ahead = platform.call("POST", "/api/v1/agents/bulk", fields)["result"]["task_id"]
+    try:
+        person = arrive(locale=language)
+        page = person.page
+        page.goto(f"{AGENTS}?q={name}")
+        person.select(words["action"], [path])
+        person.write("#id_type", "clerk")
+        person.press('#content form [type="submit"]')
+        expect(page.locator("progress")).to_have_attribute("value", "0")
+        person.press(".console-cancel button")
+        expect(page.locator(".console-progress")).to_contain_text(words["cancelled"])
+        expect(page.locator(".console-cancel")).to_be_hidden()
+    finally:
+        platform.call("POST", f"/api/v1/agents/bulk/{ahead}/cancel")
+    assert platform.call("GET", path)["type"] == "assistant"
+
+
 # What is to be seen and ends beyond the right edge: the page itself would not scroll.
 OUTSIDE = """(width) => [...document.querySelectorAll("#content *")]
     .filter((node) => node.checkVisibility() && node.getBoundingClientRect().right > width)
@@ -259,8 +434,26 @@ OUTSIDE = """(width) => [...document.querySelectorAll("#content *")]
 def test_a_telephone_shows_all_of_it(platform: Platform, arrive: Callable[..., Person]) -> None:
     path, form = made(platform, "Narrow", instructions="One line. " * 30)
     platform.call("PATCH", path, {"config": {"instructions": "Another line.\n" * 30}, "note": "n" * 500})
+    template = f"{TEMPLATES}{template_made(platform, 'Narrow')}/"
+    fields = {"agents": ["narrow", "a" * 40], "changes": {"config": {"max_turns": 3}}}
+    task_id = platform.call("POST", "/api/v1/agents/bulk", fields)["result"]["task_id"]
     person = arrive(form, viewport={"width": 390, "height": 844}, is_mobile=True)
-    compare = f"{form.removesuffix('change/')}compare/"
-    for address in (form, compare, AGENTS, f"{AGENTS}import/", "/admin/core/auditentry/"):
+    addresses = (
+        form,
+        f"{form.removesuffix('change/')}compare/",
+        AGENTS,
+        f"{AGENTS}import/",
+        "/admin/core/auditentry/",
+        f"{template}change/",
+        f"{template}instantiate/",
+        f"{AGENTS}several/{task_id}/",
+    )
+    for address in addresses:
         person.page.goto(address)
         assert person.page.evaluate(OUTSIDE, 390) == [], address
+    person.page.goto(f"{AGENTS}?q=Narrow")
+    person.page.locator(".action-select").first.check()
+    person.page.select_option("select[name=action]", "change_several")
+    person.page.click("button[name=index]")
+    expect(person.page.locator("#id_config_max_turns")).to_be_visible()
+    assert person.page.evaluate(OUTSIDE, 390) == []

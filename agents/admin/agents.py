@@ -21,10 +21,10 @@ from agents.actions import (
     AgentRestoreAction,
     AgentUpdateAction,
 )
+from agents.admin.bulk import BulkPages
 from agents.admin.checks import CHECK, CHECKS, FIELDSET, ShowsChecks
 from agents.admin.config_form import CONFIG_FIELDSETS
 from agents.admin.forms import AgentForm
-from agents.admin.pages import AgentPages
 from agents.errors import StaleVersion
 from agents.models import Agent, AgentVersion
 from core.actions.bus import execute
@@ -88,7 +88,7 @@ class DeletedFilter(DropdownFilter):  # type: ignore[misc]
 
 
 @admin.register(Agent)
-class AgentAdmin(SavesByAction, ShowsChecks, AgentPages):
+class AgentAdmin(SavesByAction, ShowsChecks, BulkPages):
     form = AgentForm
     inlines = (VersionInline,)
     list_display = (

@@ -15,6 +15,7 @@ from unfold.contrib.filters.admin import AutocompleteSelectFilter
 from unfold.widgets import UnfoldAdminTextareaWidget
 
 from agents.admin.config_form import CONFIG_FIELDSETS, ConfigForm
+from agents.admin.instantiate import InstantiatePages
 from agents.models import AgentTemplate
 from agents.template_actions import (
     TemplateCreateAction,
@@ -23,7 +24,7 @@ from agents.template_actions import (
     TemplateVariable,
 )
 from core.actions.bus import execute
-from core.admin.console import Console, RefusableForm, SavesByAction, display
+from core.admin.console import RefusableForm, SavesByAction, display, link
 from core.tenancy import tenant_scope
 
 EXAMPLE = '[{"name": "company", "label": "Company", "type": "string", "default": "Acme"}]'
@@ -41,8 +42,9 @@ class TemplateForm(ConfigForm, RefusableForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fields["slug"].required = False
-        self.fields["slug"].help_text = _("Made of the name when empty.")
+        if "slug" in self.fields:  # not for who may only look
+            self.fields["slug"].required = False
+            self.fields["slug"].help_text = _("Made of the name when empty.")
 
     def clean_variables(self) -> list[dict[str, Any]]:
         try:
@@ -55,22 +57,37 @@ class TemplateForm(ConfigForm, RefusableForm):
 
 
 @admin.register(AgentTemplate)
-class AgentTemplateAdmin(SavesByAction, Console):
+class AgentTemplateAdmin(SavesByAction, InstantiatePages):
     form = TemplateForm
-    list_display = ("name", "category", "tenant_shown", "type", "version", "agents_shown", "updated_at")
+    list_display = (
+        "name",
+        "category",
+        "tenant_shown",
+        "type",
+        "version",
+        "agents_shown",
+        "updated_at",
+        "made_shown",
+    )
     list_select_related = ("tenant",)
     list_filter = (("tenant", AutocompleteSelectFilter), "category")
     search_fields = ("name", "slug")
     autocomplete_fields = ("tenant",)
     ordering = ("slug",)
+    change_form_outer_before_template = "agents/admin/template.html"
     fieldsets = (
-        (None, {"fields": (("name", "tenant"), ("type", "slug", "category"), "description", "variables")}),
+        (None, {"fields": (("name", "tenant"), ("type", "category"), "slug", "description", "variables")}),
         *CONFIG_FIELDSETS,
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[AgentTemplate]:
         rows: QuerySet[AgentTemplate] = super().get_queryset(request)
         return rows.annotate(living=Count("agents", filter=Q(agents__deleted_at=None)))
+
+    def get_list_display(self, request: HttpRequest) -> list[str]:
+        """Who may not add agents is not led to where one does."""
+        columns = super().get_list_display(request)
+        return [name for name in columns if name != "made_shown" or self.has_instantiate_permission(request)]
 
     def get_readonly_fields(self, request: HttpRequest, obj: AgentTemplate | None = None) -> tuple[str, ...]:
         return ("tenant",) if obj else ()
@@ -115,6 +132,10 @@ class AgentTemplateAdmin(SavesByAction, Console):
     def agents_shown(self, template: Any) -> int:
         """How many have been made from it and live."""
         return int(template.living)
+
+    @display(_("new agent"))
+    def made_shown(self, template: AgentTemplate) -> Any:
+        return link("admin:agents_agenttemplate_instantiate", _("Create an agent"), template.pk)
 
 
 def _scope(template: AgentTemplate) -> AbstractContextManager[None]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
-from django.forms import ModelForm
+from django.forms import BaseForm, ModelForm
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
 from django.urls import path, reverse
 from django.utils import timezone
@@ -246,6 +246,24 @@ def _do_selected(admin: VerbAdmin, request: HttpRequest, rows: QuerySet[Any], *,
     admin.do(request, rows, verb)
 
 
+def show_refusal(form: BaseForm, error: NoobleError) -> None:
+    """Why an action refused: at the fields that the error names, else above all of them.
+
+    The field of `config.model` is `config_model`.
+    """
+    invalid = isinstance(error, ValidationFailed)
+    others, shown = [], False
+    for place, reason in error.details.items():
+        field = place.replace(".", "_")
+        if field in form.fields:
+            form.add_error(field, reason if invalid else str(error))
+            shown = True
+        else:
+            others.append(f"{place}: {reason}" if invalid else str(reason))
+    if not shown or (invalid and others):
+        form.add_error(None, " ".join([str(error), *others]))
+
+
 class RefusableForm(ModelForm):  # type: ignore[type-arg]
     """Shows at its fields why an action refused; `refusal` is set when the page is shown again."""
 
@@ -264,15 +282,7 @@ class RefusableForm(ModelForm):  # type: ignore[type-arg]
         return cleaned
 
     def tell_refusal(self, error: NoobleError) -> None:
-        """At the fields that the error names, else above all of them."""
-        shown = False
-        for place, reason in error.details.items():
-            field = place.replace(".", "_")
-            if field in self.fields:
-                self.add_error(field, reason if isinstance(error, ValidationFailed) else str(error))
-                shown = True
-        if not shown:
-            self.add_error(None, " ".join([str(error), *map(str, error.details.values())]))
+        show_refusal(self, error)
 
 
 class SavesByAction:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from django import forms
 from django.utils.text import capfirst
+from django.utils.translation import gettext_lazy as _
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -48,6 +49,16 @@ class LinesField(forms.CharField):
 
     def has_changed(self, initial: Any, data: Any) -> bool:
         return bool(list(initial or []) != self.to_python(data))
+
+
+class YesOrNoField(forms.TypedChoiceField):
+    """True, false, or None while nobody has said: a switch would say no by itself."""
+
+    widget = UnfoldAdminSelectWidget
+
+    def __init__(self, **kwargs: Any) -> None:
+        choices = [("", "-"), ("True", _("yes")), ("False", _("no"))]
+        super().__init__(choices=choices, coerce=lambda text: text == "True", empty_value=None, **kwargs)
 
 
 def fields_of(
@@ -145,3 +156,17 @@ def value_of(form: forms.BaseForm, shape: type[BaseModel], prefix: str) -> BaseM
             path = tuple(map(str, problem["loc"]))
             form.add_error(prefix + names.get(path[:2], path[0]), problem["msg"])
         return None
+
+
+def given_in(form: forms.BaseForm, shape: type[BaseModel], prefix: str) -> dict[str, Any]:
+    """What the form's fields say of the shape, shapes in it as dicts; what was left empty is missing."""
+    values: dict[str, Any] = {}
+    for name, path, _info in _leaves(shape):
+        value = form.cleaned_data.get(prefix + name)
+        if value not in (None, "", []):
+            *above, last = path
+            place = values
+            for step in above:
+                place = place.setdefault(step, {})
+            place[last] = value
+    return values
