@@ -20,8 +20,9 @@ from nooble.embedded import Engines, discard
 HOMES = Path("/tmp")
 PREFIX = "nooble-test-"
 ABANDONED_SECONDS = 3600
-# The variables that a session has set itself: its workers (pytest-xdist) inherit them.
-SET_HERE = "NOOBLE_TEST_ENGINES"
+
+# What `start` has said in the environment of where Django and the engines are.
+_said: set[str] = set()
 
 # What could make a test behave differently here than there, or reach out and spend money.
 UNWANTED = (
@@ -57,20 +58,27 @@ def start() -> None:
         "SERVICE_TOKEN": "only-for-tests-service-token",
         "NOOBLE_OUTBOUND_ALLOW": "127.0.0.1/32",
     }
-    # Each worker has engines of its own: in a shared Valkey the processes that its tests start would take
-    # what waits in the queues of the others' tests.
-    for name in os.environ.pop(SET_HERE, "").split():
-        del os.environ[name]
     has_database = bool(os.environ.get("DATABASE_URL"))
     has_redis = bool(os.environ.get("REDIS_URL") or os.environ.get("ORCHESTRATOR_REDIS_URL"))
     services = engines.start(home, need_database=not has_database, need_redis=not has_redis)
-    urls = {}
+    _said.add("DJANGO_SETTINGS_MODULE")
     if not has_database:
         # The owner's, since pytest-django creates the test database with it.
-        urls["DATABASE_URL"] = services.database_owner_url
+        os.environ["DATABASE_URL"] = services.database_owner_url
+        _said.add("DATABASE_URL")
     if not has_redis:
-        urls["REDIS_URL"] = services.redis_url
-    os.environ |= urls | {SET_HERE: " ".join(urls)}
+        os.environ["REDIS_URL"] = services.redis_url
+        _said.add("REDIS_URL")
+
+
+def hand_down_nothing() -> None:
+    """The session's workers (pytest-xdist) start engines of their own, as if they were alone.
+
+    In a shared Valkey the processes that one's tests start would take what waits for another's. With the
+    settings named in their environment, Django would read it before they have started anything.
+    """
+    for name in _said:
+        del os.environ[name]
 
 
 def _discard_abandoned_homes() -> None:
