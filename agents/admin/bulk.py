@@ -8,6 +8,7 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
+from django.contrib.admin.utils import flatten
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
 from django.db.models import QuerySet
@@ -96,7 +97,8 @@ class BulkForm(BulkConfigFields):  # type: ignore[misc, valid-type]
         """The fields as the page groups them."""
         yield _("Agent"), [self[name] for name in ("type", "status", "description")]
         for title, options in CONFIG_FIELDSETS:
-            yield title, [self[name] for name in _flat(options["fields"])]
+            fields: Any = options["fields"]
+            yield title, [self[name] for name in flatten(fields)]
         yield _("This change"), [self["note"], self["hold"]]
 
     def clean(self) -> dict[str, Any]:
@@ -120,14 +122,6 @@ class BulkForm(BulkConfigFields):  # type: ignore[misc, valid-type]
         names = tuple(given["agents"].split(","))
         fields: dict[str, Any] = {"changes": changes, "agents": names, "note": given["note"]}
         return AgentAskBulkUpdateAction(**fields, actor=actor)
-
-
-def _flat(fields: Any) -> Iterator[str]:
-    for item in fields:
-        if isinstance(item, str):
-            yield item
-        else:
-            yield from item
 
 
 class BulkPages(AgentPages):

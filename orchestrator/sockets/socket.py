@@ -106,7 +106,7 @@ class ClientSocket(AsyncWebsocketConsumer):  # type: ignore[misc]
     async def _listen(self, scope: Any, receive: Any, send: Any) -> None:
         """Hear the client and the layer, one message at a time, until the client is gone.
 
-        Channels' own loop makes a task, and waits for two, for each message: a third of what a frame costs.
+        Channels' own loop makes a task, and waits for two, for each message: a third of a consumer's CPU.
         """
         self.scope, self.base_send = scope, send
         self.channel_layer = get_channel_layer()
