@@ -27,6 +27,8 @@ from core.queues.names import DOMAINS
 
 # The signatures that the transport overrides or calls, as they were when it was written.
 SHAPES: dict[str, str] = {
+    "redis.QoS.__init__": "(self, *args, **kwargs)",
+    "redis.QoS.can_consume": "(self)",
     "redis.QoS.append": "(self, message, delivery_tag)",
     "redis.QoS.ack": "(self, delivery_tag)",
     "redis.QoS.reject": "(self, delivery_tag, requeue=False)",
@@ -34,6 +36,7 @@ SHAPES: dict[str, str] = {
     "virtual.QoS.append": "(self, message, delivery_tag)",
     "virtual.QoS.ack": "(self, delivery_tag)",
     "virtual.QoS.can_consume": "(self)",
+    "virtual.QoS.can_consume_max_estimate": "(self)",
     "redis.Channel._put": "(self, queue, message, **kwargs)",
     "redis.Channel._lookup": "(self, exchange, routing_key, default=None)",
     "redis.Channel.basic_consume": "(self, queue, *args, **kwargs)",
@@ -52,6 +55,7 @@ SHAPES: dict[str, str] = {
 # overridden methods that they call.
 NAMES: dict[str, tuple[str, ...]] = {
     "virtual.QoS.__init__": ("_delivered",),
+    "virtual.QoS.can_consume_max_estimate": ("_delivered", "_dirty"),
     "redis.Channel.__init__": ("_brpop_read", "handlers", "brpop_timeout"),
     "redis.Channel._brpop_start": ("_in_poll", "_brpop_sent_at", "active_queues", "send_command"),
     "redis.Channel._brpop_read": ("_in_poll", "_deliver", "parse_response", "connection_errors"),

@@ -79,6 +79,10 @@ class Keeper:
     def holds(self, tag: str) -> bool:
         return tag in self._held
 
+    def running(self) -> set[str]:
+        """The tags whose work has not ended here, whether or not the broker could be told."""
+        return self._held - self._unsettled.keys()
+
     def settle(self, tag: str, to: str = "") -> None:
         """End the lease: the message is done (""), goes back ("head"), or is dead (a reason).
 

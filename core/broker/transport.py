@@ -50,6 +50,17 @@ class QoS(redis.QoS):
 
     restore_at_shutdown = False  # a closed connection gives nothing back: the runs still run
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._earlier = self.channel.keeper.running()
+
+    def can_consume(self) -> bool:
+        """What a lost connection brought still runs, and keeps its slot: a full worker takes nothing more."""
+        if self._earlier:
+            self._earlier &= self.channel.keeper.running()
+        free = self.can_consume_max_estimate()
+        return free is None or free > len(self._earlier)
+
     def append(self, message: Any, delivery_tag: str) -> None:
         if self.channel.keeper.holds(delivery_tag):
             virtual.QoS.append(self, message, delivery_tag)

@@ -29,6 +29,8 @@ CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_WORKER_POOL = "threads"
 CELERY_WORKER_CONCURRENCY = 100
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+# Celery leaves a worker one free slot after a reconnect, even a full one; the transport counts what runs.
+CELERY_WORKER_ENABLE_PREFETCH_COUNT_REDUCTION = False
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = False
 CELERY_BEAT_SCHEDULER = "celery.beat:Scheduler"  # the schedule is code: no state file

@@ -137,7 +137,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     yield from staged(tmp_path_factory)
 
 
-@pytest.fixture(scope="module", params=["threads", "prefork"])
+@pytest.fixture(scope="module", params=["threads", "processes"])
 def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """Of all tests that leave a worker as they found it."""
     for stage in staged(tmp_path_factory):
@@ -283,7 +283,7 @@ def test_the_command_line_speaks_to_workers_and_queues(both: Stage) -> None:
 # Ends.
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork"])
+@pytest.mark.parametrize("pool", ["threads", "processes"])
 def test_a_plain_queue_and_domains_on_one_worker(stage: Stage, pool: str) -> None:
     stage.worker("-P", pool, "-c", "2", "-Q", "agent,plain")
     stage.ready()
@@ -329,7 +329,7 @@ def test_a_broker_that_comes_back_finds_its_workers_and_loses_nothing(stage: Sta
     """Killed under load; 3 s away; the same data."""
     workers = [
         stage.worker("-P", "threads", "-c", "8", "-Q", "tool"),
-        stage.worker("-P", "prefork", "-c", "2", "-Q", "tool"),
+        stage.worker("-P", "threads", "-c", "2", "-Q", "tool"),
     ]
     stage.ready()
     ids: list[str] = []
@@ -343,11 +343,28 @@ def test_a_broker_that_comes_back_finds_its_workers_and_loses_nothing(stage: Sta
     eventually(lambda: time.monotonic() > away_until)
     stage.server.start()
     after = stage.send("tests.note", "tool:fresh:call:high")
-    eventually(lambda: stage.runs(after) >= 1, 10)
+    eventually(lambda: stage.runs(after) >= 1, 40)
     stage.open()
     eventually(lambda: stage.idle() and not stage.running("tool"), 40)
     assert [worker.poll() for worker in workers] == [None, None]
     assert not [task for task in (*ids, *holding) if not stage.runs(task)]
+
+
+def test_a_full_worker_that_lost_the_broker_takes_nothing_more(stage: Stage) -> None:
+    """What a lost connection brought still runs: the next message is for a worker with a free slot."""
+    stage.worker("-P", "threads", "-c", "2", "-Q", "tool")
+    stage.ready()
+    for _ in range(2):
+        stage.send("tests.hold", FREE)
+    eventually(lambda: len(stage.started()) == 2)
+    stage.server.kill()
+    stage.server.start()
+    eventually(lambda: (stage.directory / "w0.log").read_bytes().count(b"mingle: all alone") == 2, 40)
+    after = stage.send("tests.note", "tool:fresh:call:high")
+    stage.worker("-P", "threads", "-c", "2", "-Q", "tool")
+    eventually(lambda: stage.runs(after) == 1, 40)
+    stage.open()
+    eventually(stage.idle)
 
 
 def test_a_thawed_worker_ends_no_lease_of_another(stage: Stage) -> None:
