@@ -125,11 +125,14 @@ def test_a_scope_shows_its_own_rows_only(tenant: Tenant) -> None:
 
 
 def test_a_query_stays_with_the_tenant_that_asked_it(tenant: Tenant) -> None:
+    """In another's scope it finds nothing: neither his rows nor its own."""
     mine, other = make_task(tenant), make_tenant()
     make_task(other)
     with tenant_scope(tenant.pk):
         query = Task.objects.all()
     with tenant_scope(other.pk):
+        assert list(query.all()) == []
+    with tenant_scope(tenant.pk):
         assert list(query) == [mine]
 
 
