@@ -15,7 +15,7 @@ from unfold.contrib.filters.admin import (
     RangeDateFilter,
 )
 
-from core.admin.console import Console, LookOnly, counted, display, link
+from core.admin.console import Console, LookOnly, counted, display, link, shown_dollars
 from core.models import UsageRecord
 
 TOKENS = {
@@ -27,7 +27,16 @@ TOKENS = {
 
 @admin.register(UsageRecord)
 class UsageAdmin(LookOnly, Console):
-    list_display = ("created_at", "tenant", "provider", "model", *TOKENS, "accuracy", "task_shown")
+    list_display = (
+        "created_at",
+        "tenant",
+        "provider",
+        "model",
+        *TOKENS,
+        "accuracy",
+        "cost_shown",
+        "task_shown",
+    )
     list_select_related = ("tenant",)
     list_filter = (
         ("tenant", AutocompleteSelectFilter),
@@ -42,6 +51,8 @@ class UsageAdmin(LookOnly, Console):
         ("tenant", "created_at"),
         ("provider", "model", "accuracy"),
         tuple(TOKENS),
+        ("cost_shown", "price_shown"),
+        "reserved_tokens",
         ("task_shown", "attempt", "call"),
         "agent_shown",
         ("session_id", "end_user"),
@@ -53,12 +64,27 @@ class UsageAdmin(LookOnly, Console):
         context = getattr(response, "context_data", None) or {}
         if "cl" in context:
             rows = context["cl"].queryset.order_by()
-            sums = rows.aggregate(**{f"{name}_sum": Sum(name) for name in TOKENS})
-            context["totals"] = [(label, counted(sums[f"{name}_sum"] or 0)) for name, label in TOKENS.items()]
+            sums = rows.aggregate(**{f"{name}_sum": Sum(name) for name in (*TOKENS, "cost")})
+            context["totals"] = [
+                *((label, counted(sums[f"{name}_sum"] or 0)) for name, label in TOKENS.items()),
+                (_("cost"), shown_dollars(sums["cost_sum"])),
+            ]
         return response
+
+    @display(_("cost"), ordering="cost")
+    def cost_shown(self, record: UsageRecord) -> str:
+        return shown_dollars(record.cost)
+
+    @display(_("price"))
+    def price_shown(self, record: UsageRecord) -> Any:
+        if record.price_id is None:
+            return _("unknown")
+        return link("admin:core_modelprice_change", record.price_id, record.price_id)
 
     @display(_("task"))
     def task_shown(self, record: UsageRecord) -> Any:
+        if record.task_id is None:
+            return "-"
         return link("admin:core_task_change", record.task_id, record.task_id)
 
     @display(_("agent"))
