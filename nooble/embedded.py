@@ -668,6 +668,8 @@ class Engines:
     `ready`, and then `publish`; and after it has respawned an engine, `publish` again.
     """
 
+    database: type[PostgreSQL] = PostgreSQL
+
     def __init__(self) -> None:
         self.running: list[Engine] = []
         self._home: Path | None = None
@@ -716,7 +718,7 @@ class Engines:
         if need_database:
             account = _service_account()
             base = _root_base(identity) if account else self._home / "postgres"
-            self._postgres = PostgreSQL(self._home, base, tag, account)
+            self._postgres = self.database(self._home, base, tag, account)
             self.running.append(self._postgres)
             self._postgres.spawn()
 

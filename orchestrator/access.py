@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import re
 import time
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,11 +15,11 @@ from django.http import HttpRequest, parse_cookie
 
 from core.errors import PermissionRefused, TenantNotFound
 from core.events.base import SERVICES, Service
-from core.models import ApiKey
+from core.models import ApiKey, Tenant
+from core.ratelimits import token_refused
 from core.selectors import tenant_limits
 
 TOKEN_SECONDS = 24 * 60 * 60
-_host = re.compile(r"[a-z0-9._:-]+")  # names, IPv4, IPv6 without its brackets
 _signer = signing.Signer(sep="~", salt="nooble.resume")
 
 
@@ -47,21 +46,6 @@ class Resume:
         if session != session_id or tenant_id not in (None, tenant) or int(expiry) < time.time():
             return None
         return cls(tenant, session, int(from_seq))
-
-
-def origin_is_sound(origin: str) -> bool:
-    """Whether a browser's Origin is a plain `scheme://host[:port]`; `null` is not."""
-    try:
-        parts = urlsplit(origin)
-        parts.port  # noqa: B018 - raises for a port that is none
-    except ValueError:
-        return False
-    return (
-        parts.scheme in ("http", "https")
-        and _host.fullmatch(parts.hostname or "") is not None
-        and "@" not in parts.netloc
-        and origin == f"{parts.scheme}://{parts.netloc}"
-    )
 
 
 def is_same_origin(origin: str | None, host: str) -> bool:
@@ -97,7 +81,7 @@ class Onlooker:
     def _check_key(self, text: str) -> None:
         key = ApiKey.verify(text)
         if key is None:
-            raise PermissionRefused(details={"subprotocol": "nooble.bearer.<tenant key>"})
+            raise token_refused(PermissionRefused(details={"subprotocol": "nooble.bearer.<tenant key>"}))
         if key.tenant_id != self.tenant_id:
             raise TenantNotFound()
         if LOOKS not in key.scopes:
@@ -110,7 +94,8 @@ class Onlooker:
         request = HttpRequest()
         request.session = import_module(settings.SESSION_ENGINE).SessionStore(cookie)
         user = get_user(request)
-        return user.is_active and getattr(user, "is_staff", False) and user.has_perm(MAY_LOOK)
+        is_person = user.is_active and getattr(user, "is_staff", False)
+        return is_person and user.has_perm(MAY_LOOK, Tenant(pk=self.tenant_id))
 
 
 def service_named(token: object, name: object) -> Service | None:
