@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,11 +81,13 @@ def totals() -> tuple[list[DomainFigures], int]:
     return answer(pipeline.execute())
 
 
-def tenants(domain: str, limit: int = 50) -> list[TenantFigures]:
+def tenants(domain: str, limit: int = 50, among: Iterable[str] | None = None) -> list[TenantFigures]:
     """The busiest tenants: those with the most waiting messages, then with the most running ones.
 
-    Raises redis.RedisError.
+    Or those of `among`, busy or not. Raises redis.RedisError.
     """
+    if among is not None:
+        return _figures(domain, [tenant.encode() for tenant in among][:limit])
     P, client = f"{ROOT}:{domain}", valkey.client()
     pipeline = client.pipeline(transaction=False)
     pipeline.zrevrange(f"{P}:waiting", 0, limit - 1, withscores=True)
@@ -92,8 +95,11 @@ def tenants(domain: str, limit: int = 50) -> list[TenantFigures]:
     most, (_, running) = pipeline.execute()
     waiting = {tenant: int(count) for tenant, count in most}
     idle = sorted(running.keys() - waiting.keys(), key=lambda tenant: (-int(running[tenant]), tenant))
-    names = [*waiting, *idle[: limit - len(waiting)]]
+    return _figures(domain, [*waiting, *idle[: limit - len(waiting)]])
 
+
+def _figures(domain: str, names: list[bytes]) -> list[TenantFigures]:
+    P, client = f"{ROOT}:{domain}", valkey.client()
     pipeline = client.pipeline(transaction=False)
     for tenant in names:
         pipeline.zscore(f"{P}:waiting", tenant)

@@ -44,7 +44,7 @@ class Keeper:
         self.scripts = Scripts(client)
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._owner = os.getpid()
-        self._held: set[str] = set()
+        self._held: dict[str, float] = {}  # delivery tag: when it was leased
         self._unsettled: dict[str, str] = {}
         self._unknown: set[str] = set()
         self._lock = threading.Lock()
@@ -73,7 +73,7 @@ class Keeper:
         if not reply:
             return None
         queue, tag, message = reply[0].decode(), reply[1].decode(), reply[2]
-        self._held.add(tag)
+        self._held[tag] = time.monotonic()
         return queue, tag, message
 
     def holds(self, tag: str) -> bool:
@@ -81,7 +81,7 @@ class Keeper:
 
     def running(self) -> set[str]:
         """The tags whose work has not ended here, whether or not the broker could be told."""
-        return self._held - self._unsettled.keys()
+        return self._held.keys() - self._unsettled.keys()
 
     def settle(self, tag: str, to: str = "") -> None:
         """End the lease: the message is done (""), goes back ("head"), or is dead (a reason).
@@ -89,16 +89,17 @@ class Keeper:
         With the broker away the end is remembered, and told with the next renewal.
         """
         self._unsettled[tag] = to
-        self._settle(tag, to)
+        leased_at = self._held.get(tag) if to == "" else None
+        self._settle(tag, to, f"{time.monotonic() - leased_at:.3f}" if leased_at is not None else "")
 
-    def _settle(self, tag: str, to: str) -> None:
+    def _settle(self, tag: str, to: str, seconds: str = "") -> None:
         try:
-            self.scripts.settle(args=[ROOT, self.worker, tag, to])
+            self.scripts.settle(args=[ROOT, self.worker, tag, to, seconds])
         except redis.RedisError as error:
             logger.warning("the end of lease %s is told later: %s", tag, error)
         else:
             self._unsettled.pop(tag, None)
-            self._held.discard(tag)
+            self._held.pop(tag, None)
 
     def wake(self, domain: str, *tenants: str | bytes) -> None:
         self.scripts.wake(args=[ROOT, domain, *tenants])
@@ -141,7 +142,7 @@ class Keeper:
         for tag, to in list(self._unsettled.items()):
             self._settle(tag, to)
         # A lease whose reply was lost is ours, and nobody here knows. One round later: it may be on its way.
-        unknown = {tag.decode() for tag in leases} - self._held
+        unknown = {tag.decode() for tag in leases} - self._held.keys()
         for tag in unknown & self._unknown:
             self._settle(tag, "head")
         self._unknown = unknown

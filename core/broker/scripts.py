@@ -42,6 +42,7 @@ class Scripts:
         self.purge = _script(client, "purge")
         self.absent = _script(client, "absent")
         self.drop = _script(client, "drop")
+        self.backlog = _script(client, "backlog")
 
 
 def _script(client: redis.Redis, name: str) -> Script:

@@ -22,6 +22,7 @@ from kombu.transport import redis, virtual
 from kombu.transport.virtual import Empty
 from redis.exceptions import NoScriptError
 
+from core.broker.backlog import heard
 from core.broker.keeper import Keeper, keeper
 from core.broker.scripts import ROOT
 from core.queues.names import DOMAINS, QueueName
@@ -110,7 +111,7 @@ class Channel(redis.Channel):
             super()._put(queue, message, **kwargs)
             return
         properties = message["properties"]
-        self.keeper.scripts.put(
+        backlog = self.keeper.scripts.put(
             args=[
                 ROOT,
                 name.domain,
@@ -124,6 +125,8 @@ class Channel(redis.Channel):
             ],
             client=self.keeper.publishing,
         )
+        if backlog:
+            heard(name.domain, name.tenant_id, backlog)
 
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> Any:
         return [routing_key] if parsed(routing_key) else super()._lookup(exchange, routing_key, default)

@@ -14,6 +14,8 @@
 --   P:q:T         zset    the tenant's non-empty queues, by rank (high 0, normal 1, low 2)
 --   P:m:QUEUE     list    waiting entries, newest first; an entry is
 --                         "<put, ms>|<rank>|<delivery tag>|<correlation id>|<message>"
+--   P:seconds:T   string  how many seconds a lease of the tenant's lasts of late; kept for a day, and
+--                         in domains with caps only
 --   P:delayed     zset    "<tenant>|<queue>|<entry>" by the ms at which it is due
 --
 -- Keys of all domains together:
@@ -78,6 +80,15 @@ local ENTRY_MESSAGE = '^%d+|%d|[^|]*|[^|]*|(.*)$'
 local function note(root, command, entry)
   local correlation = string.match(entry, ENTRY_CORRELATION)
   if correlation and correlation ~= '' then redis.call(command, root .. ':waiting', correlation) end
+end
+
+-- How many wait, how many run, and the seconds that one takes of late.
+local function backlog_of(P, tenant)
+  return {
+    number_at('ZSCORE', P .. ':waiting', tenant),
+    number_at('HGET', P .. ':running', tenant),
+    redis.call('GET', P .. ':seconds:' .. tenant) or '',
+  }
 end
 
 -- A waiting message more: at the tail of its queue, or back at the head.

@@ -4,11 +4,17 @@
 -- ack can never free somebody else's slot.
 --
 -- ARGV: root, worker, delivery tag, and where the message goes:
---       "" (it is done), "head" (of its queue), or the reason for which it is dead
+--       "" (it is done), "head" (of its queue), or the reason for which it is dead; and, where it is
+--       done and somebody knows, for how many seconds the lease was held
 -- Returns 1, or 0 when the lease was not there any more.
 local root, to = ARGV[1], ARGV[4]
 local lease = release(root, ARGV[2], ARGV[3])
 if not lease then return 0 end
+if to == '' and (ARGV[5] or '') ~= '' and CAPPED[lease.domain] then
+  local key = root .. ':' .. lease.domain .. ':seconds:' .. lease.tenant
+  local before, seconds = tonumber(redis.call('GET', key) or ARGV[5]), tonumber(ARGV[5])
+  redis.call('SET', key, string.format('%.3f', before + (seconds - before) / 5), 'EX', 86400)
+end
 if to == 'head' then
   push(root, lease.domain, lease.tenant, lease.queue, lease.rank, lease.entry, true)
 elseif to ~= '' then
