@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
+from django.db.models.functions import Now
 from django.test import Client
 from django.urls import reverse
 
 from conversations.admin import SHOWN
-from core.models import Tenant
-from tests.factories import make_agent, make_message, make_session, make_task
+from conversations.models import Session
+from conversations.transcript import FORMS
+from core.models import AuditEntry, Task, Tenant
+from core.models.membership import Role
+from tests.factories import make_agent, make_message, make_person, make_session, make_task, make_tenant
 
 ATTACKS = (
     "<script>alert(1)</script>",
@@ -65,3 +70,99 @@ def test_sessions_are_found_by_whole_ids(admin_client: Client, tenant: Tenant) -
     ).content.decode()
     assert session.key in page
     assert other.key not in page
+
+
+def page_of(admin_client: Client, session: Session) -> str:
+    address = reverse("admin:conversations_session_change", args=[session.pk])
+    return admin_client.get(address).content.decode()
+
+
+def test_a_session_is_closed_from_its_page(admin_client: Client, tenant: Tenant) -> None:
+    session = make_session(make_agent(tenant))
+    close = reverse("admin:conversations_session_close", args=[session.pk])
+    assert close in page_of(admin_client, session)
+    admin_client.post(close)
+    session.refresh_from_db()
+    assert session.state == "closed"
+    assert close not in page_of(admin_client, session)
+    entry = AuditEntry.unscoped.get(verb="session.close")
+    assert (entry.tenant_id, entry.actor) == (tenant.pk, "user:admin")
+
+
+def test_a_session_is_deleted_from_its_page(admin_client: Client, tenant: Tenant) -> None:
+    session = make_session(make_agent(tenant))
+    make_message(session, "user", "Hello", make_task(tenant, session_id=session.key, status="completed"))
+    address = reverse("admin:conversations_session_delete", args=[session.pk])
+    assert address in page_of(admin_client, session)
+    assert admin_client.get(address).status_code == 200
+    admin_client.post(address, {"post": "yes"})
+    assert not Session.unscoped.exists()
+    assert not Task.unscoped.filter(session_id=session.key).exists()
+    assert AuditEntry.unscoped.filter(verb="session.delete").exists()
+
+
+def test_several_sessions_are_deleted_at_once(admin_client: Client, tenant: Tenant) -> None:
+    sessions = [make_session(make_agent(tenant)), make_session(make_agent(make_tenant()))]
+    body = {"action": "delete_selected", "_selected_action": [item.pk for item in sessions], "post": "yes"}
+    admin_client.post(reverse("admin:conversations_session_changelist"), body)
+    assert not Session.unscoped.exists()
+    assert AuditEntry.unscoped.filter(verb="session.delete").count() == 2
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_a_session_is_exported_from_its_page(admin_client: Client, tenant: Tenant, form: str) -> None:
+    session = make_session(make_agent(tenant))
+    make_message(session, "user", "Hello")
+    address = reverse(f"admin:conversations_session_export_{form}", args=[session.pk])
+    assert address in page_of(admin_client, session)
+    answer = admin_client.get(address)
+    assert "Hello" in answer.content.decode()
+    assert answer["Content-Disposition"].startswith("attachment")
+
+
+def test_who_only_looks_closes_and_deletes_nothing(client: Client, tenant: Tenant) -> None:
+    session = make_session(make_agent(tenant))
+    client.force_login(make_person((tenant, Role.VIEWER)))
+    for name in ("close", "delete"):
+        address = reverse(f"admin:conversations_session_{name}", args=[session.pk])
+        assert client.post(address, {"post": "yes"}).status_code in (302, 403, 404)
+    assert Session.unscoped.get().state == "created"
+
+
+def test_a_deleted_session_is_not_shown(admin_client: Client, tenant: Tenant) -> None:
+    session = make_session(make_agent(tenant), key="s-husk")
+    Session.close(session.pk, deleted_at=Now())
+    assert (
+        "s-husk" not in admin_client.get(reverse("admin:conversations_session_changelist")).content.decode()
+    )
+
+
+def test_states_and_who_speaks_are_shown(admin_client: Client, tenant: Tenant) -> None:
+    session = make_session(make_agent(tenant))
+    Session.unscoped.filter(pk=session.pk).update(
+        state="idle", title="Order 7", user_info={"name": "<b>Ada</b>"}, context={"order": "7"}
+    )
+    page = page_of(admin_client, session)
+    for words in ("Order 7", "&lt;b&gt;Ada&lt;/b&gt;", "&quot;order&quot;"):
+        assert words in page
+    listed = reverse("admin:conversations_session_changelist")
+    assert session.key in admin_client.get(listed, {"state__in": "idle"}).content.decode()
+    assert session.key not in admin_client.get(listed, {"state__in": "closed"}).content.decode()
+
+
+def test_how_long_a_tenant_keeps_its_sessions_is_set_on_its_page(
+    admin_client: Client, tenant: Tenant
+) -> None:
+    address = reverse("admin:core_tenant_change", args=[tenant.pk])
+    body = {"name": tenant.name, "tier": tenant.tier_id}
+    admin_client.post(address, {**body, "retention_days": "30"})
+    tenant.refresh_from_db()
+    assert tenant.retention_days == 30
+    entry = AuditEntry.unscoped.get(verb="tenant.update")
+    assert (entry.before, entry.after) == ({"retention_days": None}, {"retention_days": 30})
+    admin_client.post(address, {**body, "retention_days": "0"})
+    tenant.refresh_from_db()
+    assert tenant.retention_days == 30
+    admin_client.post(address, {**body, "retention_days": ""})
+    tenant.refresh_from_db()
+    assert tenant.retention_days is None
