@@ -21,6 +21,7 @@ import aiohttp
 import orjson
 from yarl import URL
 
+from core import tracing
 from core.outbound import AddressRefused, Allow, checked_connector
 from execution.messages import Deadlines, Finished, FinishReason, ModelEvent, ModelRequest, TextDelta, Usage
 from execution.providers.base import (
@@ -260,19 +261,20 @@ class OpenAIWire:
         except orjson.JSONEncodeError as error:
             raise ProviderRejected(f"the request cannot be written as JSON: {error}") from None
         failure: ProviderError
+        trace = tracing.header()
         try:
             async with asyncio.timeout_at(watch.next_bound()):
                 return await self._session().post(
                     self._url,
                     data=body,
-                    headers=self._headers,
+                    headers=self._headers | {tracing.HEADER: trace} if trace else self._headers,
                     allow_redirects=False,  # a key never follows a redirect
                     timeout=aiohttp.ClientTimeout(total=None, connect=request.deadlines.connect),
                 )
         except aiohttp.ConnectionTimeoutError:
             failure = ProviderTimeout(f"no connection within {request.deadlines.connect:g} s")
         except aiohttp.ClientResponseError as error:
-            failure = ProviderProtocolError(f"not an HTTP answer: {error.message[:_ERROR_DETAIL]}")
+            failure = ProviderProtocolError("not an HTTP answer", said=error.message[:_ERROR_DETAIL])
         except aiohttp.ClientError as error:
             failure = _no_connection(error)
         except TimeoutError:
@@ -294,13 +296,14 @@ class OpenAIWire:
             body["temperature"] = request.temperature
         if request.max_output_tokens is not None:
             body[self._output_limit] = request.max_output_tokens
+        if request.stop:
+            body["stop"] = list(request.stop)
         return body
 
     def _forget_key(self, error: ProviderError) -> None:
         """Some servers quote the key that they refuse; the log must not."""
-        if self._api_key and self._api_key in error.detail:
-            error.detail = error.detail.replace(self._api_key, "[key]")
-            error.args = (error.detail,)
+        if self._api_key and self._api_key in error.said:
+            error.said = error.said.replace(self._api_key, "[key]")
 
 
 class _Answer:
@@ -322,7 +325,7 @@ class _Answer:
         if line[:5] != b"data:":
             # Blank lines, comments, and fields that this protocol does not use.
             if line[:1] in (b"{", b"<"):
-                raise self.unreadable(f"not a server-sent event: {line[:80]!r}")
+                raise self.unreadable("not a server-sent event", line)
             return ""
         payload = line[5:]
         try:
@@ -335,7 +338,7 @@ class _Answer:
                 return ""
             chunk = self._load_leniently(payload)
         if type(chunk) is not dict:
-            raise self.unreadable(f"an event that is not an object: {payload[:80]!r}")
+            raise self.unreadable("an event that is not an object", payload)
         if chunk.get("error") is not None:
             raise _error_in_stream(chunk["error"], before_first_token=self.length == 0)
         if (usage := chunk.get("usage")) is not None or (
@@ -353,9 +356,9 @@ class _Answer:
             if not text and (delta.get("reasoning_content") or delta.get("reasoning")):
                 self.generated += 1
         except (AttributeError, KeyError, TypeError):
-            raise self.unreadable(f"an event of another shape: {payload[:80]!r}") from None
+            raise self.unreadable("an event of another shape", payload) from None
         if type(text) is not str or not (reason is None or type(reason) is str):
-            raise self.unreadable(f"an event of another shape: {payload[:80]!r}")
+            raise self.unreadable("an event of another shape", payload)
         if text:
             self.generated += 1
             if "\0" in text:
@@ -370,16 +373,17 @@ class _Answer:
             self.reason = _FINISH_REASONS.get(reason, "stop")
         return text
 
-    def unreadable(self, detail: str) -> ProviderProtocolError:
+    def unreadable(self, detail: str, quoted: bytes = b"") -> ProviderProtocolError:
         """The error for something that is not the protocol, at this point of the stream."""
-        return ProviderProtocolError(detail, before_first_token=self.length == 0)
+        said = repr(quoted[:80]) if quoted else ""
+        return ProviderProtocolError(detail, said=said, before_first_token=self.length == 0)
 
     def _load_leniently(self, payload: bytes) -> Any:
         """JSON with lone surrogates, which models do send and orjson refuses."""
         try:
             return json.loads(payload.decode(), object_pairs_hook=_without_surrogates)
         except (ValueError, RecursionError):
-            raise self.unreadable(f"not JSON: {payload[:80]!r}") from None
+            raise self.unreadable("not JSON", payload) from None
 
 
 class _Watch:
@@ -467,12 +471,9 @@ async def _refusal(response: aiohttp.ClientResponse) -> ProviderError:
     text = " ".join(body.decode(errors="replace").split())[:_ERROR_DETAIL]
     if response.status == 200:
         stated = _stated_error(body)
-        return stated or ProviderProtocolError(f"not a stream but {response.content_type}: {text}")
-    return _error_of_status(
-        response.status,
-        f"HTTP {response.status}: {text}",
-        _retry_after(response.headers.get("Retry-After")),
-    )
+        return stated or ProviderProtocolError(f"not a stream but {response.content_type}", said=text)
+    retry_after = _retry_after(response.headers.get("Retry-After"))
+    return _error_of_status(response.status, f"HTTP {response.status}", retry_after, said=text)
 
 
 async def _start_of_body(response: aiohttp.ClientResponse) -> bytes:
@@ -522,7 +523,12 @@ def _name(error: BaseException) -> str:
 
 
 def _error_of_status(
-    status: int, detail: str, retry_after: float | None = None, *, before_first_token: bool = True
+    status: int,
+    detail: str,
+    retry_after: float | None = None,
+    *,
+    said: str = "",
+    before_first_token: bool = True,
 ) -> ProviderError:
     kind: type[ProviderError]
     if status in (401, 403):
@@ -535,7 +541,7 @@ def _error_of_status(
         kind = ProviderUnavailable
     else:
         kind = ProviderProtocolError  # among them redirects, which are never followed
-    return kind(detail, before_first_token=before_first_token, retry_after=retry_after)
+    return kind(detail, said=said, before_first_token=before_first_token, retry_after=retry_after)
 
 
 # What servers put into `code` or `type` of an error inside a stream; anything else is their failure.
@@ -558,7 +564,7 @@ def _error_in_stream(error: object, *, before_first_token: bool) -> ProviderErro
     """An error object that came as an event, after the status 200 had been sent."""
     if not isinstance(error, dict):
         return ProviderUnavailable(
-            f"an error in the stream: {str(error)[:_ERROR_DETAIL]}", before_first_token=before_first_token
+            "an error in the stream", said=str(error)[:_ERROR_DETAIL], before_first_token=before_first_token
         )
     status = 500
     for key in ("type", "code", "status"):
@@ -567,8 +573,9 @@ def _error_in_stream(error: object, *, before_first_token: bool) -> ProviderErro
             status = int(value) if re.fullmatch("[45][0-9]{2}", value) else _STATUS_OF_CODE.get(value, status)
         elif isinstance(value, int) and 400 <= value < 600:
             status = value
-    detail = f"an error in the stream ({status}): {str(error.get('message'))[:_ERROR_DETAIL]}"
-    return _error_of_status(status, detail, before_first_token=before_first_token)
+    said = str(error.get("message"))[:_ERROR_DETAIL]
+    detail = f"an error in the stream ({status})"
+    return _error_of_status(status, detail, said=said, before_first_token=before_first_token)
 
 
 def _stated_error(text: bytes) -> ProviderError | None:

@@ -1,0 +1,1 @@
+"""Agents behind the OpenAI-compatible API: its requests, answers and errors."""

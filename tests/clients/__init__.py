@@ -1,0 +1,1 @@
+"""Clients of other languages, against the running platform: `make clients`."""
