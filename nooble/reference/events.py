@@ -10,6 +10,8 @@ from pydantic.fields import FieldInfo
 from core.events.base import Event
 from nooble.reference.classes import own_subclasses
 from nooble.reference.markdown import code, page, summary, table
+from orchestrator.sockets.keeper import GOING_AWAY, NO_SIGN_OF_LIFE, SLOW_READER
+from orchestrator.sockets.socket import MALFORMED, NOT_ALLOWED, TOO_LARGE, TOO_MANY, TRY_AGAIN, UNKNOWN
 
 _INTRODUCTION = """\
 What a socket sends is an event or a control message. Every event has the same envelope:"""
@@ -33,6 +35,23 @@ far, each with its `task_status`, and the answer that is under way.
 
 A broadcast has whatever name and data its sender gave it."""
 
+_CLOSES = """\
+A page whose Origin is `null`, malformed, or none that the session's agent allows gets HTTP 403 at the
+handshake. Every other refusal is accepted, told in one `error`, and closed with its code:"""
+
+_CODES = [
+    (MALFORMED, "an id, `after` or subprotocol that is none, at the connect; later, a binary frame"),
+    (NOT_ALLOWED, "`after` without its token, a token or key that does not do, another page, switched off"),
+    (UNKNOWN, "no such tenant, or another's; a session that was deleted; an address that is no socket's"),
+    (NO_SIGN_OF_LIFE, "neither a message nor a pong since a `ping`"),
+    (SLOW_READER, "the client takes less than is sent to it: it may come back with `after`"),
+    (TOO_LARGE, "a frame over 64 KiB"),
+    (TOO_MANY, "too many sockets, connects, frames, or tokens that do not verify"),
+    (1009, "a frame over 1 MiB, by the protocol: without an `error`"),
+    (GOING_AWAY, "after a `reconnect`: this server goes away, another one is there"),
+    (TRY_AGAIN, "the database or Valkey is away: come back in a while"),
+]
+
 
 def render() -> str:
     events = [event for event in own_subclasses(Event) if get_args(event.model_fields["event"].annotation)]
@@ -46,6 +65,8 @@ def render() -> str:
         _INTRODUCTION,
         table(("field", "type"), envelope),
         _ENVELOPE,
+        _CLOSES,
+        table(("code", "when"), ((str(number), when) for number, when in _CODES)),
         *(part for event in events for part in _section(event)),
     )
 
