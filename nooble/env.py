@@ -18,6 +18,7 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_vali
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parent.parent
+_REDIS = ("REDIS_URL", "ORCHESTRATOR_REDIS_URL")  # one value, two names
 
 
 class Environment(BaseSettings):
@@ -36,13 +37,14 @@ class Environment(BaseSettings):
     redis_url: str | None = Field(
         None,
         pattern=r"^(rediss?|unix)://",
-        validation_alias=AliasChoices("REDIS_URL", "ORCHESTRATOR_REDIS_URL"),
+        validation_alias=AliasChoices(*_REDIS),
     )
 
     secret_key: SecretStr | None = Field(None, min_length=32)
     encryption_keys: Annotated[list[SecretStr], NoDecode] = []
     service_token: SecretStr | None = Field(None, min_length=16)
     allowed_hosts: Annotated[list[str], NoDecode] = []
+    trusted_proxies: Annotated[list[str], NoDecode] = []
 
     orchestrator_max_websocket_connections: int = Field(1000, ge=1)
     orchestrator_task_timeout_seconds: float = Field(300, gt=0)
@@ -57,14 +59,18 @@ class Environment(BaseSettings):
     groq_base_url: str = Field("https://api.groq.com/openai/v1", pattern=r"^https?://")
     nooble_outbound_allow: Annotated[list[str], NoDecode] = []
 
-    @field_validator("encryption_keys", "allowed_hosts", "nooble_outbound_allow", mode="before")
+    otel_exporter_otlp_endpoint: str | None = Field(None, pattern=r"^https?://")
+
+    @field_validator(
+        "encryption_keys", "allowed_hosts", "trusted_proxies", "nooble_outbound_allow", mode="before"
+    )
     @classmethod
     def _split_commas(cls, value: object) -> object:
         return (
             [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
         )
 
-    @field_validator("nooble_outbound_allow")
+    @field_validator("trusted_proxies", "nooble_outbound_allow")
     @classmethod
     def _check_networks(cls, value: list[str]) -> list[str]:
         for part in value:
@@ -101,5 +107,6 @@ def environment() -> Environment:
     except ValidationError as error:
         for problem in error.errors(include_input=False, include_url=False):
             name = str(problem["loc"][0]).upper()
+            name = " or ".join(_REDIS) if name in _REDIS else name
             print(f"bad environment: {name}: {problem['msg']}", file=sys.stderr)
         raise SystemExit(2) from None

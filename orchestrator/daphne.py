@@ -1,4 +1,4 @@
-"""What Daphne does otherwise than by itself: its WebSocket protocol, and how it stops.
+"""What Daphne does otherwise than by itself: its WebSocket protocol, how it stops, and how much it reads.
 
 Imported before Daphne makes its server; another ASGI server never sees it.
 """
@@ -13,11 +13,14 @@ from typing import Any
 
 from autobahn.exception import Disconnected
 from daphne.cli import CommandLineInterface
-from daphne.http_protocol import WebRequest
+from daphne.http_protocol import HTTPFactory, WebRequest
 from daphne.server import Server
 from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
 from twisted.internet.defer import Deferred
 
+from core import metrics
+from orchestrator.bodies import BoundedChannel
+from orchestrator.completions.answers import close_all
 from orchestrator.sockets.keeper import SLOW_READER, STALL_SECONDS, keeper
 from orchestrator.sockets.link import EXTENSION, Bucket, Link
 
@@ -232,6 +235,9 @@ class SessionServer(Server):  # type: ignore[misc]
         if streams:
             await _drained(protocol)
 
+    def log_action(self, protocol: Any, action: str, details: dict[str, Any]) -> None:
+        """Requests are logged by the middleware. Daphne's own access log writes paths as they come."""
+
     def listen_success(self, port: Any) -> None:
         self._ports.append(port)
         super().listen_success(port)
@@ -253,8 +259,9 @@ class SessionServer(Server):  # type: ignore[misc]
             for protocol in under_way:
                 if _streams(protocol):
                     protocol.unregisterProducer()
-                    protocol.finish()
+                    _end(protocol)
             await asyncio.sleep(0.02)
+        close_all()
         applications = [details.get("application_instance") for details in self.connections.values()]
         tasks = [task for task in applications if _is_running(task)]
         for task in tasks:
@@ -275,6 +282,7 @@ async def _drained(request: Any) -> None:
     valve, transport = request.producer, request.transport
     while valve is not None and valve.full:
         if valve.is_stalled(STALL_SECONDS):
+            metrics.STREAMS_CUT.add()
             transport.abortConnection()
             return
         with suppress(TimeoutError):
@@ -293,7 +301,18 @@ def _streams(protocol: Any) -> bool:
     return protocol.channel is not None and any(kind.startswith(b"text/event-stream") for kind in kinds)
 
 
+def _end(request: Any) -> None:
+    """A task's events go on where the client comes back to; a completion that is not whole is cut: else its
+    client would take it for whole.
+    """
+    if request.path.startswith(b"/v1/"):
+        request.transport.abortConnection()
+    else:
+        request.finish()
+
+
 def install() -> None:
-    """Make every socket of this process, and its server, behave so."""
+    """Make every connection of this process, and its server, behave so."""
+    HTTPFactory.protocol = BoundedChannel
     WebSocketFactory.protocol = SessionProtocol
     CommandLineInterface.server_class = SessionServer

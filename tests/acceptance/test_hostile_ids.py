@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -14,14 +16,17 @@ import requests
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from core.ids import SESSION_PATTERN, SLUG_PATTERN
 from core.queues.names import DOMAINS
 from nooble.embedded import services_file
 from tests.acceptance.stack import Socket, Stack, new_session
+from tests.isolation.doors import patterns
 
 SEND = "/api/v1/chat/message"
 JSON = {"Content-Type": "application/json"}
 NOBODY = "01a1f858-0000-7000-8000-000000000000"
 PROPERTY = settings(max_examples=40)
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 
 PIECES = [
     *(":", "::", "*", "?", "[a-z]", ",", "|", "{", "}", "{x}", "..", "/", "\\", "%", "%00", "$", "#", ";"),
@@ -35,14 +40,18 @@ HOSTILE = st.one_of(
     st.sampled_from(PIECES).map(lambda piece: (piece * 5_000)[:5_000]),
 )
 # What the public contract allows.
-SESSIONS = HOSTILE.filter(lambda text: not re.fullmatch("[A-Za-z0-9_-]{1,64}", text))
-SLUGS = HOSTILE.filter(lambda text: not re.fullmatch("[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", text))
-UUIDS = HOSTILE.filter(lambda text: not re.fullmatch("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text))
+A_SESSION = "[A-Za-z0-9_-]{1,64}"
+A_SLUG = "[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?"
+A_UUID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+SESSIONS = HOSTILE.filter(lambda text: not re.fullmatch(A_SESSION, text))
+SLUGS = HOSTILE.filter(lambda text: not re.fullmatch(A_SLUG, text))
+UUIDS = HOSTILE.filter(lambda text: not re.fullmatch(A_UUID, text))
 
 # Keys whose number does not grow with tenants, sessions or tasks, whatever comes in.
 _domains = "|".join(DOMAINS)
 OF_NOBODY = re.compile(
     rf"nooble:q:((?:{_domains}):[a-z_]+|[a-z_]+|w:[^:]+)|nooble:(probe|sockets|doctor:.*)"
+    r"|nooble:metrics:(all|tenants|seen:[0-9]+-[0-9a-f]+)"
     r"|_kombu\..*|unacked.*|celery.*"
 )
 
@@ -197,6 +206,7 @@ def test_a_sockets_address(stack: Stack, tenant: str, session_id: str) -> None:
         f"/ws/{in_path(tenant)}/{new_session()}",
         f"/ws/demo/{in_path(session_id)}",
         f"/ws/{in_path(tenant)}/{in_path(session_id)}",
+        f"/ws/tenants/{in_path(tenant)}/updates",
     ):
         code, error = stack.refusal("", url=base + path)
         assert code in (4400, 4404)
@@ -221,3 +231,94 @@ def test_ids_that_a_socket_sends(
             socket.say(json.dumps({"action": action, **fields}))
             answer = socket.answer()
             assert answer["event"] == "error" or answer["data"]["success"] is False
+
+
+# --- Every route, as the schema has it ---------------------------------------------------------------
+
+# What the public contract allows, by what the schema says of an id; numbers and cursors are the rest.
+SPELLED = {SLUG_PATTERN: A_SLUG, SESSION_PATTERN: A_SESSION, "uuid": A_UUID}
+EVERYWHERE = settings(max_examples=8)
+NOT_IN_THE_SCHEMA = {
+    "/chat/{agent_id}": "a page; asked above",
+    "/v1/{rest}": "what is not there",
+}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One place of one operation where somebody's id stands: in its `path`, its `query` or its `body`."""
+
+    method: str
+    path: str
+    place: str
+    name: str
+    kind: str
+
+    def takes(self, text: str) -> bool:
+        return re.fullmatch(SPELLED.get(self.kind, "[0-9a-f-]+"), text) is not None
+
+
+def kind_of(schema: dict[str, Any]) -> str:
+    """How the schema spells the id; empty for what is none."""
+    options = [schema, *schema.get("anyOf", ())]
+    kinds = [option.get("format") or option.get("pattern") or "" for option in options]
+    return next((kind for kind in kinds if kind in SPELLED), "")
+
+
+@pytest.fixture(scope="module")
+def slots(stack: Stack) -> list[Slot]:
+    schema = stack.request("GET", "/api/schema?format=json").json()
+    found = []
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            for parameter in operation.get("parameters", ()):
+                place, kind = parameter["in"], kind_of(parameter["schema"])
+                # What a body is read with, only some bodies are.
+                if place == "path" or (place == "query" and kind and "requestBody" not in operation):
+                    found.append(Slot(method, path, place, parameter["name"], kind))
+            shapes = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+            name = shapes.get("schema", {}).get("$ref", "").rpartition("/")[2]
+            for field, about in schema["components"]["schemas"].get(name, {}).get("properties", {}).items():
+                if kind := kind_of(about):
+                    found.append(Slot(method, path, "body", field, kind))
+    return found
+
+
+@pytest.fixture(scope="module")
+def service_token(stack: Stack) -> str:
+    token: str = json.loads((stack.home / "secrets.json").read_text())["SERVICE_TOKEN"]
+    return token
+
+
+def test_every_route_that_names_something_is_asked(slots: list[Slot]) -> None:
+    """A new one is, as soon as it is in the schema; what is not in there is named above."""
+    routes = {"/" + re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", route) for route, _pattern in patterns()}
+    named = {route for route in routes if "{" in route and not route.startswith("/admin/")}
+    asked = {slot.path for slot in slots if slot.place == "path"}
+    assert named - asked == NOT_IN_THE_SCHEMA.keys()
+    places = Counter(slot.place for slot in slots)
+    assert places["path"] > 50 and places["query"] > 10 and places["body"] > 15
+
+
+@EVERYWHERE
+@given(text=HOSTILE)
+def test_every_id_of_every_operation(
+    stack: Stack, agent_id: str, service_token: str, slots: list[Slot], text: str
+) -> None:
+    for slot in slots:
+        if slot.takes(text):
+            continue
+        there = {"agent_id": agent_id, "session_id": new_session(), "number": "1", "name": "x"}
+        ids = {name: there.get(name, NOBODY) for name in re.findall(r"{(\w+)}", slot.path)}
+        if slot.place == "path":
+            ids[slot.name] = in_path(text)
+        path = re.sub(r"{(\w+)}", lambda found, ids=ids: ids[found[1]], slot.path)  # type: ignore[misc]
+        if slot.place == "query":
+            path += f"?{slot.name}={in_path(text)}"
+        body = json.dumps({slot.name: text} if slot.place == "body" else {}, ensure_ascii=False).encode()
+        key = service_token if slot.path.startswith("/internal/") else stack.demo.key
+        response = stack.request(slot.method.upper(), path, key=key, data=body, headers=JSON)
+        assert response.status_code in (404, 422), (slot, text, response.text[:300])
+        error = response.json()["error"]
+        if slot.place == "body":
+            assert slot.name in error["details"], (slot, text, error)

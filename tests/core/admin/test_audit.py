@@ -11,8 +11,9 @@ from core.actions.bus import execute
 from core.audit import Origin, asked_by
 from core.models import AuditEntry, Tenant
 from core.models.audit import AuditSource
+from core.models.membership import Role
 from core.tenancy import tenant_scope
-from tests.factories import make_agent
+from tests.factories import make_agent, make_person
 
 LIST = reverse("admin:core_auditentry_changelist")
 
@@ -59,4 +60,6 @@ def test_who_may_see_it(client: Client, tenant: Tenant) -> None:
     client.force_login(clerk)
     assert client.get(LIST).status_code == 403
     clerk.user_permissions.add(Permission.objects.get(codename="view_auditentry"))
+    assert client.get(LIST).status_code == 403
+    client.force_login(make_person((tenant, Role.VIEWER)))
     assert client.get(LIST).status_code == 200

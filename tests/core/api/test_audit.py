@@ -82,7 +82,7 @@ def test_filters(client: Client, tenant: Tenant) -> None:
         (f"?since={since}", [two, one]),
         (f"?since={since}&object=one", [one]),
         ("?since=2100-01-01", []),
-        ("?object=&actor=&since=", [old, two, one]),
+        ("?object=&actor=", [old, two, one]),
     ):
         assert ids(read(client, tenant, query)) == [entry.pk for entry in expected], query
 
@@ -97,6 +97,7 @@ def test_filters(client: Client, tenant: Tenant) -> None:
         "since=yesterday",
         "since=2026-13-01",
         "since=%00",
+        "since=",
         "object=%00",
         "object=" + "x" * 161,
         "actor=%00",
