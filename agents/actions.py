@@ -6,13 +6,15 @@ import datetime
 import uuid
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, StrictBool
 
 from agents.config import AgentConfig
 from agents.document import AgentDocument
 from agents.fields import Description, Kind, Name, Note, VersionNumber
 from agents.validation import AgentValidation
 from core.actions.base import Action, Result, Slug
+from core.actions.suspension import Reason
+from core.queues.names import HIGH
 
 
 class MadeFrom(Result):
@@ -29,7 +31,8 @@ class AgentResource(Result):
     `version` and `config` are the newest ones. `published_version` is the one that answers: it lags
     behind while a change waits to be published, and is null for a draft. `etag` names this state: the
     version, and how often all else has been changed since. `template` is null for an agent that was
-    made without one, `validation` for one that was never checked and fits its tier.
+    made without one, `validation` for one that was never checked and fits its tier, `suspended_at` for one
+    that is not switched off.
     """
 
     agent_id: uuid.UUID
@@ -42,6 +45,7 @@ class AgentResource(Result):
     published_version: int | None
     etag: str
     config: AgentConfig
+    suspended_at: datetime.datetime | None
     template: MadeFrom | None
     validation: AgentValidation | None
     created_at: datetime.datetime
@@ -70,7 +74,7 @@ class AgentCreate(BaseModel):
     config: AgentConfig
     description: Description = ""
     slug: Slug | None = None
-    draft: bool = False
+    draft: StrictBool = False
 
 
 class AgentUpdate(BaseModel):
@@ -87,9 +91,9 @@ class AgentUpdate(BaseModel):
     type: Kind | None = None
     description: Description | None = None
     slug: Slug | None = None
-    draft: bool | None = None
+    draft: StrictBool | None = None
     config: dict[str, Any] | None = None
-    publish: bool = True
+    publish: StrictBool = True
     note: Note = ""
 
 
@@ -149,6 +153,36 @@ class AgentRestoreAction(ChangesAgent, Action[AgentResource]):
     """Bring a deleted agent back as it was; its slug, if taken meanwhile, gets a suffix."""
 
     verb = "agent.restore"
+
+
+class AgentSuspend(BaseModel):
+    """The body of a suspension: why."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reason: Reason = ""
+
+
+class AgentSuspendAction(AgentSuspend, ChangesAgent, Action[AgentResource]):
+    """Switch an agent off: nobody chats with it, what runs or waits of it is cancelled."""
+
+    verb = "agent.suspend"
+
+
+class AgentUnsuspendAction(ChangesAgent, Action[AgentResource]):
+    """Switch an agent on again. What was cancelled stays so."""
+
+    verb = "agent.unsuspend"
+
+
+class AgentStopRunsAction(Action[None]):
+    """Cancel what runs and waits of an agent, while it is switched off."""
+
+    verb = "agent.stop_runs"
+    queue = ("orchestrator", "stop_runs")
+    default_priority = HIGH
+
+    agent_id: uuid.UUID
 
 
 class AgentDuplicate(BaseModel):

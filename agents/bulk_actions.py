@@ -5,13 +5,22 @@ from __future__ import annotations
 import uuid
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from agents.config import AgentConfig
 from agents.fields import Description, Kind, Note
 from core.actions.base import Action, ActionError, Result
 from core.queues.names import LOW
+from core.rules import at_least_one, exactly_one
 
 MOST_NAMED = 10_000  # agents that one mass update may name; `all` knows no bound
 
@@ -25,13 +34,17 @@ class AgentBulkChanges(BaseModel):
     `name` and `slug` are missing: they tell agents apart.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        json_schema_extra=at_least_one("type", "description", "draft", "config"),
+    )
 
     type: Kind | None = None
     description: Description | None = None
-    draft: bool | None = None
+    draft: StrictBool | None = None
     config: dict[str, Any] | None = None
-    publish: bool = True
+    publish: StrictBool = True
 
     @field_validator("config")
     @classmethod
@@ -53,7 +66,7 @@ class AgentBulkUpdate(BaseModel):
     The `note` stays with each new version.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=exactly_one("agents", "all"))
 
     changes: AgentBulkChanges
     agents: Annotated[tuple[AgentName, ...], Field(min_length=1, max_length=MOST_NAMED)] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
 from agents.config import BUILT_IN_PROVIDERS, AgentConfig
 from agents.fields import Description, Kind, Name, Note
@@ -31,7 +31,7 @@ class AgentDocument(BaseModel):
     type: Kind
     slug: Slug | None = None
     description: Description = ""
-    draft: bool = False
+    draft: StrictBool = False
     note: Note = ""
     config: AgentConfig
     secrets: Annotated[tuple[SecretSlot, ...], Field(max_length=100)] = ()

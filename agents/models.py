@@ -60,6 +60,9 @@ class Agent(TenantModel):
     created_at = models.DateTimeField(_("created at"), auto_now_add=True)
     updated_at = models.DateTimeField(_("updated at"), auto_now=True)
     deleted_at = models.DateTimeField(_("deleted at"), null=True, editable=False)
+    # Switched off: nobody chats with it, and nothing of it runs, until it is lifted.
+    suspended_at = models.DateTimeField(_("suspended at"), null=True, editable=False)
+    suspended_reason = models.CharField(_("reason"), max_length=500, blank=True, editable=False)
 
     class Meta(TenantModel.Meta):
         verbose_name = _("agent")

@@ -4,24 +4,54 @@ from __future__ import annotations
 
 import functools
 import uuid
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
+from django.db.models.functions import Coalesce
 
 from agents.actions import AgentResource, MadeFrom, VersionResource
-from agents.config import AgentConfig
+from agents.config import Access, AgentConfig
 from agents.document import FORMAT, FORMAT_VERSION, AgentDocument, secret_slots
 from agents.errors import AgentNotFound, VersionNotFound
 from agents.models import Agent, AgentVersion
 from agents.validation import validation_of
 from core.cache import TimedCache
 from core.changes import Change, changes_between
+from core.errors import Suspended
 from core.ids import parse_uuid
 from core.models import AuditEntry
+from core.tenancy import across_tenants
 
 # What people edit of an agent beside its configuration.
-EDITED = ("name", "type", "slug", "description", "status", "published_version", "deleted")
+EDITED = (
+    "name",
+    "type",
+    "slug",
+    "description",
+    "status",
+    "published_version",
+    "suspended",
+    "suspended_reason",
+    "deleted",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentAccess:
+    """Who may chat with an agent. One that is open to all has nothing to ask anybody for."""
+
+    kind: Access = "public"
+    origins: frozenset[str] = frozenset()
+    require_resume: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        return self.kind == "public" and not self.origins and not self.require_resume
+
+
+OPEN = AgentAccess()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +61,16 @@ class LiveAgent:
     agent_id: uuid.UUID
     tenant_id: str
     version_id: int
+    access: AgentAccess = OPEN
+    suspended: bool = False  # it, or its tenant
+
+
+@dataclass(frozen=True, slots=True)
+class AgentDoor:
+    """What sockets of an agent's sessions need of it: also of one that is deleted, or a draft again."""
+
+    access: AgentAccess
+    suspended: bool  # it, or its tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,27 +85,69 @@ class PinnedVersion:
 
 # A change is in force within a second in every process, without a message.
 _live: TimedCache[uuid.UUID, LiveAgent] = TimedCache(seconds=1.0)
-_names: TimedCache[uuid.UUID, str] = TimedCache(seconds=1.0)
+_names: TimedCache[uuid.UUID, tuple[str, bool]] = TimedCache(seconds=1.0)
+
+_ACCESS = ("access", "allowed_origins", "require_resume_token")
+_SUSPENDED: Any = Q(suspended_at__isnull=False) | Q(tenant__suspended_at__isnull=False)
 
 
-def agent_live(agent_id: uuid.UUID) -> LiveAgent:
-    """The published agent of whatever tenant: it decides who pays. Raises AgentNotFound."""
+def agent_live(agent_id: uuid.UUID, tenant_id: str | None = None) -> LiveAgent:
+    """The published agent, of that tenant or of whatever tenant: it decides who pays.
+
+    Raises AgentNotFound, and Suspended.
+    """
     found = _live.get(agent_id, _load_live)
-    if found is None:
+    if found is None or tenant_id not in (None, found.tenant_id):
         raise AgentNotFound()
+    if found.suspended:
+        raise Suspended()
     return found
 
 
+def agent_changed(agent_id: uuid.UUID) -> None:
+    """For the process that has changed it, and need not wait for the second."""
+    _live.forget(agent_id)
+    _names.forget(agent_id)
+
+
+# What is kept for everybody is read as nobody: whose scope asks first must not matter.
+
+
+@across_tenants()
 def _load_live(agent_id: uuid.UUID) -> LiveAgent | None:
     row = (
         Agent.unscoped.filter(pk=agent_id, deleted_at=None, published__isnull=False)
-        .values_list("tenant_id", "published_id")
+        .values_list(
+            "tenant_id", "published_id", _SUSPENDED, *(f"published__config__{name}" for name in _ACCESS)
+        )
         .first()
     )
-    return LiveAgent(agent_id, *row) if row else None
+    if row is None:
+        return None
+    tenant_id, version_id, suspended, *access = row
+    said = dict(zip(_ACCESS, access, strict=True))
+    return LiveAgent(agent_id, tenant_id, version_id, access_of(said), suspended)
+
+
+def access_of(config: Mapping[str, Any]) -> AgentAccess:
+    """What a stored configuration says of it; versions older than these fields say nothing."""
+    kind, origins, require_resume = (config.get(name) for name in _ACCESS)
+    found = AgentAccess(kind or "public", frozenset(origins or ()), bool(require_resume))
+    return OPEN if found.is_open else found
+
+
+def agent_doors(agent_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, AgentDoor]:
+    """Agents of the current tenant as the sockets of their sessions see them, as they are at this moment.
+
+    What counts is the published version, or the newest while there is none.
+    """
+    config = Coalesce("published__config", "version__config")
+    rows = Agent.objects.filter(pk__in=agent_ids).values_list("pk", config, _SUSPENDED)
+    return {pk: AgentDoor(access_of(values), suspended) for pk, values, suspended in rows}
 
 
 @functools.lru_cache(maxsize=4096)
+@across_tenants()
 def agent_version(version_id: int) -> PinnedVersion:
     """The version, whose agent may be deleted by now."""
     version = AgentVersion.unscoped.get(pk=version_id)
@@ -79,11 +161,20 @@ def agent_version(version_id: int) -> PinnedVersion:
 
 def agent_name(agent_id: uuid.UUID) -> str:
     """What the agent is called now, also when it is deleted."""
-    return _names.get(agent_id, _load_name) or ""
+    found = _names.get(agent_id, _load_name)
+    return found[0] if found is not None else ""
 
 
-def _load_name(agent_id: uuid.UUID) -> str | None:
-    found: str | None = Agent.unscoped.filter(pk=agent_id).values_list("name", flat=True).first()
+def agent_is_suspended(agent_id: uuid.UUID) -> bool:
+    """Whether the agent or its tenant is switched off; read together with its name."""
+    found = _names.get(agent_id, _load_name)
+    return found is not None and found[1]
+
+
+@across_tenants()
+def _load_name(agent_id: uuid.UUID) -> tuple[str, bool] | None:
+    rows = Agent.unscoped.filter(pk=agent_id).values_list("name", _SUSPENDED)
+    found: tuple[str, bool] | None = rows.first()
     return found
 
 
@@ -131,6 +222,7 @@ def agent_resource(agent: Agent) -> AgentResource:
         published_version=agent.published.number if agent.published is not None else None,
         etag=agent.tag,
         config=AgentConfig(**agent.version.config),
+        suspended_at=agent.suspended_at,
         template=_made_from(agent),
         validation=validation_of(agent),
         created_at=agent.created_at,
@@ -156,6 +248,8 @@ def agent_state(agent: Agent) -> dict[str, Any]:
         "status": agent.status,
         "version": agent.version.number,
         "published_version": agent.published.number if agent.published is not None else None,
+        "suspended": agent.suspended_at is not None,
+        "suspended_reason": agent.suspended_reason,
         "deleted": agent.deleted_at is not None,
         "etag": agent.tag,
         "config": config_shown(agent.version),

@@ -6,7 +6,16 @@ import datetime
 import uuid
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StringConstraints,
+    model_validator,
+)
 
 from agents.actions import AgentResource
 from agents.config import AgentConfig
@@ -16,9 +25,11 @@ from core.actions.base import Action, Result, Slug
 
 STRING, TEXT = 500, 24_000  # characters of a value
 
-Category = Annotated[str, StringConstraints(max_length=40, strip_whitespace=True)]
+LONGEST_CATEGORY = 40
+
+Category = Annotated[str, StringConstraints(max_length=LONGEST_CATEGORY, strip_whitespace=True)]
 Choice = Annotated[str, StringConstraints(min_length=1, max_length=STRING, strip_whitespace=True)]
-Value = bool | int | float | str
+Value = StrictBool | StrictInt | StrictFloat | str
 
 
 class TemplateVariable(BaseModel):
@@ -159,7 +170,7 @@ class TemplateInstantiate(BaseModel):
     type: Kind | None = None
     description: Description | None = None
     slug: Slug | None = None
-    draft: bool = False
+    draft: StrictBool = False
 
 
 class TemplateInstantiateAction(TemplateInstantiate, Action[AgentResource]):

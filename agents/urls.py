@@ -17,6 +17,8 @@ urlpatterns = [
     path("api/v1/agents/<str:agent_id>/publish", views.PublishView.as_view()),
     path("api/v1/agents/<str:agent_id>/rollback", views.RollbackView.as_view()),
     path("api/v1/agents/<str:agent_id>/restore", views.RestoreView.as_view()),
+    path("api/v1/agents/<str:agent_id>/suspend", views.SuspendView.as_view()),
+    path("api/v1/agents/<str:agent_id>/unsuspend", views.UnsuspendView.as_view()),
     path("api/v1/agents/<str:agent_id>/duplicate", views.DuplicateView.as_view()),
     path("api/v1/agents/<str:agent_id>/export", views.ExportView.as_view()),
     path("api/v1/templates", views.TemplatesView.as_view()),

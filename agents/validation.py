@@ -44,6 +44,10 @@ MESSAGES = {
     "provider_unreachable": _("The provider %(provider)s cannot be asked for its models right now."),
     "model_unknown": _("The provider %(provider)s does not list the model %(model)s."),
     "variable_unknown": _("Nothing replaces {{%(name)s}}: the model will read it as it is."),
+    "variable_of_sessions": _(
+        "Only a session with a context variable of this name replaces {{%(name)s}}: elsewhere the model will"
+        " read it as it is."
+    ),
     "above_platform": _("The platform ends every run after %(limit)g seconds."),
     "fallback_is_the_same": _("The fallback is the model itself: it helps nobody."),
 }
@@ -130,9 +134,12 @@ def asked_models(config: AgentConfig) -> list[tuple[str, str, str]]:
 
 def text_problems(config: AgentConfig, longest: float) -> Iterator[Problem]:
     """What the configuration itself shows; `longest` is the platform's bound of a run, in seconds."""
-    for name, known in (("instructions", PROMPT_VARIABLES), ("greeting", ())):
+    for name, known, code in (
+        ("instructions", PROMPT_VARIABLES, "variable_of_sessions"),
+        ("greeting", (), "variable_unknown"),
+    ):
         for variable in sorted(placeholders(getattr(config, name)).difference(known)):
-            yield Problem(field=f"config.{name}", code="variable_unknown", values={"name": variable})
+            yield Problem(field=f"config.{name}", code=code, values={"name": variable})
     if (config.timeout_seconds or 0) > longest:
         yield Problem(field="config.timeout_seconds", code="above_platform", values={"limit": longest})
     own, *others = [(provider, model) for _place, provider, model in asked_models(config)]

@@ -38,5 +38,9 @@ class TimedCache(Generic[K, V]):
         self._kept[key] = (now + self._seconds, value)
         return value
 
+    def forget(self, key: K) -> None:
+        """What is kept of it is known to be old."""
+        self._kept.pop(key, None)
+
     def clear(self) -> None:
         self._kept.clear()

@@ -49,6 +49,12 @@ class PermissionRefused(NoobleError):
     default_message = _("You may not do this.")
 
 
+class Suspended(PermissionRefused):
+    """The tenant or the agent is switched off until somebody lifts it."""
+
+    default_message = _("This service is suspended.")
+
+
 class NotFound(NoobleError):
     http_status = 404
     default_message = _("Not found.")
@@ -122,8 +128,31 @@ class ValidationFailed(NoobleError):
 
 
 class RateLimited(NoobleError):
+    """`retry_after` is in whole seconds; `details` tell it, too, for those who read no headers."""
+
     http_status = 429
     default_message = _("Too many requests.")
+
+    def __init__(
+        self, message: Any = None, *, details: dict[str, Any] | None = None, retry_after: int = 1
+    ) -> None:
+        super().__init__(message, details={**(details or {}), "retry_after": retry_after})
+        self.retry_after = retry_after
+
+
+class BudgetExhausted(RateLimited):
+    """What is left of a budget in its period is too little; to be tried again when it ends.
+
+    A total has no end: there it is a day.
+    """
+
+    default_message = _("The budget is used up.")
+
+
+class NoPrice(Conflict):
+    """A budget in US dollars cannot hold what costs nobody knows how much."""
+
+    default_message = _("A budget in US dollars applies, and the model has no price.")
 
 
 class DeadlineExceeded(NoobleError):

@@ -17,13 +17,13 @@ import redis
 from django.db import connection, transaction
 from django.db.models.functions import Now
 
-from core import aio
+from core import aio, tracing
 from core.actions.bus import enqueue
 from core.actions.notices import NoticeRelayAction
 from core.events.base import Event
 from core.events.publisher import publish_update
 from core.models.outbox import Notice
-from core.tenancy import current_tenant_id, tenant_scope
+from core.tenancy import across_tenants, current_tenant_id, tenant_scope
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,12 @@ def _write(body: dict[str, Any], name: str, subject: str) -> None:
         event_id = uuid.uuid5(event_id, name)
         body = {**body, "event": name, "event_id": str(event_id), "alias_of": body["event"]}
     Notice.unscoped.create(
-        tenant_id=current_tenant_id(), event_id=event_id, event=name, subject=subject, body=body
+        tenant_id=current_tenant_id(),
+        event_id=event_id,
+        event=name,
+        subject=subject,
+        body=body,
+        traceparent=tracing.header(),
     )
 
 
@@ -94,6 +99,7 @@ def _publish(notices: Sequence[Notice]) -> None:
         logger.warning("dashboards do not hear of %s: %s", notices[0].subject, error)
 
 
+@across_tenants()
 def relay_left(limit: int = 1_000) -> None:
     """Relay what waits although its task has ended; for all tenants. Now and then, by the sweeper."""
     left = Notice.unscoped.filter(relayed_at=None, created_at__lt=Now() - LEFT)
@@ -103,6 +109,7 @@ def relay_left(limit: int = 1_000) -> None:
             enqueue(NoticeRelayAction(subject=subject))
 
 
+@across_tenants()
 def forget_old(limit: int = 5_000) -> int:
     """Delete notices of all tenants that were told long ago, with what hangs on them. Returns how many."""
     old = Notice.unscoped.filter(created_at__lt=Now() - KEPT).exclude(relayed_at=None)

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StrictFloat,
+    StringConstraints,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 from yarl import URL
 
@@ -14,20 +23,61 @@ from agents.config import ProviderName
 from core.actions.base import Action, ActionError, Result, SessionId
 from core.outbound import OutboundError, check_url
 from core.queues.names import LOW
+from core.rules import WHOLE
+from execution.messages import Role
+
+
+class RunMessage(BaseModel):
+    """One message that a caller sends along."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: Role
+    content: str
+
+
+StopSequence = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+
+class RunOptions(BaseModel):
+    """What a caller asks of one run, beside the agent's configuration.
+
+    `max_output_tokens` lowers the agent's bound and never raises it. The answer ends before the first
+    of the `stop` sequences.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    temperature: StrictFloat | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    max_output_tokens: Annotated[int, Field(ge=1, le=1_000_000), WHOLE] | None = None
+    stop: tuple[StopSequence, ...] | None = Field(None, max_length=4)
 
 
 class ExecuteAgentAction(Action[None]):
-    """Run one version of an agent on one question of a session; ids only."""
+    """Run one version of an agent: on one question of a session, or on the `messages` given here.
+
+    A run without a session has an empty `session_id`. Its events go to a log of its own, named by its
+    task, and its answer is in the task's result and nowhere else.
+    """
 
     verb = "agent.execute"
     queue = ("agent", "execute")
 
     agent_id: uuid.UUID
     version_id: int
-    session_id: SessionId
-    session_row_id: int
+    session_id: SessionId | Literal[""]
+    session_row_id: int | None = None
+    messages: tuple[RunMessage, ...] | None = Field(None, min_length=1)
+    options: RunOptions | None = None
     end_user: str = ""
     metadata: dict[str, Any] = Field(default_factory=dict)  # the caller's own, kept with the task
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        in_session = self.session_row_id is not None
+        if in_session != bool(self.session_id) or in_session == (self.messages is not None):
+            raise PydanticCustomError("messages", "either a session or messages")
+        return self
 
 
 class AgentValidateAction(Action[None]):
@@ -79,7 +129,11 @@ def _key(key: SecretStr) -> SecretStr:
     return key
 
 
-ApiKey = Annotated[SecretStr, AfterValidator(_key)]
+ApiKey = Annotated[
+    SecretStr,
+    AfterValidator(_key),
+    Field(json_schema_extra={"minLength": 1, "maxLength": 2_000, "pattern": "^[!-~]+$"}),
+]
 
 
 class ProviderCheck(Result):

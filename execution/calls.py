@@ -27,8 +27,11 @@ class Calls(Protocol):
     Whatever the ledger raises ends the run.
     """
 
-    async def begin(self, provider: str, model: str) -> None:
-        """A call follows. Nothing has been sent yet, and nothing is before this returns."""
+    async def begin(self, provider: str, model: str) -> int | None:
+        """A call follows. Nothing has been sent yet, and nothing is before this returns.
+
+        Returns how many tokens its answer may have, where the ledger bounds it more than the request.
+        """
 
     async def end(self, error: ProviderError) -> None:
         """The call that began last failed before its first token; another one may follow, or none.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from agents.config import AgentConfig
 from execution.messages import ChatMessage
@@ -13,7 +14,8 @@ from execution.messages import ChatMessage
 class RunContext:
     """One run: the version it is pinned to, what was said (oldest first), and who is speaking.
 
-    `timeout` is the longest the whole run may take, in seconds.
+    `timeout` is the longest the whole run may take, in seconds. `is_given`: the history is what a caller
+    has sent with a run without a session; nothing of it is left out.
     """
 
     agent_name: str
@@ -23,3 +25,6 @@ class RunContext:
     end_user: str
     now: datetime.datetime
     timeout: float
+    stop: tuple[str, ...] = ()
+    context_variables: Mapping[str, str] = field(default_factory=dict)  # of the session
+    is_given: bool = False

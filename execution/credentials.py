@@ -16,6 +16,7 @@ from core.cache import TimedCache
 from core.models import ProviderCredential
 from core.secrets import SecretUnreadable, decrypt
 from core.selectors import tenant_limits
+from core.tenancy import tenant_scope
 from execution.providers.base import Provider, ProviderNotConfigured
 from execution.providers.registry import Credentials, provider_for, tenants_provider
 
@@ -49,11 +50,9 @@ def provider_of(credential: ProviderCredential) -> Provider:
 
 
 def _load(tenant_id: str) -> Mapping[str, _Own]:
-    rows = ProviderCredential.unscoped.filter(tenant_id=tenant_id)
-    return {
-        name: _Own(base_url, key)
-        for name, base_url, key in rows.values_list("name", "base_url", "encrypted_key")
-    }
+    with tenant_scope(tenant_id):
+        rows = list(ProviderCredential.objects.values_list("name", "base_url", "encrypted_key"))
+    return {name: _Own(base_url, key) for name, base_url, key in rows}
 
 
 def _tenants(name: str, own: _Own) -> Provider:

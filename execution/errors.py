@@ -61,3 +61,21 @@ class TooManyProviders(Conflict):
 
 class TierForbids(PermissionRefused):
     """The tenant's tier does not include this."""
+
+
+class BudgetNotFound(NotFound):
+    default_message = _("Budget not found.")
+
+
+class BudgetExists(Conflict):
+    default_message = _("There is a budget for this subject and period.")
+
+
+class BudgetLocked(PermissionRefused):
+    """It is the operator's."""
+
+    default_message = _("Only the platform's own people may change this budget.")
+
+
+class TooManyBudgets(Conflict):
+    default_message = _("The tenant has as many budgets as it may have.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import uuid
 from typing import Any, Literal
 
+from pydantic import ConfigDict
+
 from core.events.base import Event, EventData, Service
 
 
@@ -23,6 +25,21 @@ class AgentExecutionStarted(RunEvent):
 
     event: Literal["agent_execution_started"] = "agent_execution_started"
     data: RunStarted
+
+
+class RunProgress(EventData):
+    """Beside `stage`, whatever else there is to say of it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    stage: str
+
+
+class AgentExecutionProgress(RunEvent):
+    """How far the run is, as a service told it over `/ws/task_updates`."""
+
+    event: Literal["agent_execution_progress"] = "agent_execution_progress"
+    data: RunProgress
 
 
 class ResponseToken(EventData):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from execution.messages import ChatMessage
 
@@ -17,6 +17,11 @@ def estimated_tokens(text: str) -> int:
 
 def message_tokens(message: ChatMessage) -> int:
     return estimated_tokens(message.content) + TOKENS_PER_MESSAGE
+
+
+def most_tokens(messages: Iterable[ChatMessage]) -> int:
+    """More tokens than any tokenizer makes of the messages: none makes two of one byte."""
+    return sum(len(message.content.encode()) + 2 * TOKENS_PER_MESSAGE for message in messages)
 
 
 def fit_history(history: Sequence[ChatMessage], budget: int) -> tuple[ChatMessage, ...]:

@@ -31,7 +31,8 @@ class Deadlines:
 class ModelRequest:
     """One call of a model.
 
-    `temperature` and `max_output_tokens` (tokens) are left to the provider when None.
+    `temperature` and `max_output_tokens` (tokens) are left to the provider when None. The answer ends
+    before the first of the `stop` sequences.
     """
 
     model: str
@@ -39,6 +40,7 @@ class ModelRequest:
     temperature: float | None = None
     max_output_tokens: int | None = None
     deadlines: Deadlines = Deadlines()
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

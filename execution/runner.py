@@ -15,6 +15,7 @@ from execution.context import RunContext
 from execution.messages import Deadlines, ModelEvent, ModelRequest
 from execution.prompt import build_messages
 from execution.providers.base import Provider, ProviderError, ProviderNotConfigured
+from execution.stops import stopped
 
 # Calls of one choice, and seconds between the first two; the pause doubles from call to call.
 TRIES = 5
@@ -36,6 +37,7 @@ def request_of(context: RunContext) -> ModelRequest:
         temperature=config.temperature,
         max_output_tokens=config.max_output_tokens,
         deadlines=Deadlines(total=context.timeout),
+        stop=context.stop,
     )
 
 
@@ -51,6 +53,10 @@ async def run_agent(
     answer, first = await _begun(request, choices, calls)
     # Nothing but the provider's own stream stands between its tokens and the reader.
     async with aclosing(answer):
+        if request.stop:
+            async for event in stopped(first, answer, request.stop):
+                yield event
+            return
         yield first
         async for event in answer:
             yield event
@@ -123,11 +129,14 @@ async def _called(
     begun = False
     try:
         with circuit.call():
-            await calls.begin(choice.provider_name, choice.model)
+            most = await calls.begin(choice.provider_name, choice.model)
             begun = True
             left = ends_at - asyncio.get_running_loop().time()
             deadlines = replace(request.deadlines, total=left)
-            answer = provider.stream(replace(request, model=choice.model, deadlines=deadlines))
+            asked = replace(request, model=choice.model, deadlines=deadlines)
+            if most is not None:
+                asked = replace(asked, max_output_tokens=most)
+            answer = provider.stream(asked)
             return answer, await anext(answer)
     except ProviderError as error:
         if begun:  # and not refused by the circuit

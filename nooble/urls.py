@@ -2,7 +2,9 @@
 
 from django.contrib import admin
 from django.urls import include, path
-from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
+from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
+
+from nooble.reference import asyncapi
 
 urlpatterns = [
     path("", include("orchestrator.urls")),
@@ -10,8 +12,10 @@ urlpatterns = [
     path("", include("execution.urls")),
     path("", include("core.urls")),
     path("api/schema", SpectacularAPIView.as_view(), name="schema"),
-    path("api/docs", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
+    path("api/docs", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="docs"),
+    path("asyncapi.json", asyncapi.serve),
     path("admin/queues/", include("core.admin.queues")),
+    path("admin/usage/", include("core.admin.usage_report")),
     path("admin/", admin.site.urls),
 ]
 handler400 = "core.api.errors.bad_request"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -12,13 +12,16 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StrictBool,
     StringConstraints,
     WithJsonSchema,
 )
 
+from conversations.fields import UserInfo
 from core.actions.base import Action, Result, SessionId, TenantId
 from core.events.base import SERVICES
 from core.queues.names import HIGH, Priority
+from core.rules import WHOLE
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=32_768)]
 
@@ -43,14 +46,6 @@ AnyPriority = Annotated[
         }
     ),
 ]
-
-
-class UserInfo(BaseModel):
-    """Who is speaking, as the front end tells it: display data, never a proof."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    user_id: Annotated[str, StringConstraints(max_length=255)] = ""
 
 
 class ChatMessageBody(BaseModel):
@@ -127,7 +122,7 @@ class CancelBody(TaskBody):
     """`only_if_queued`: leave a run alone that has begun."""
 
     user_id: Annotated[str, StringConstraints(max_length=255)] = ""
-    only_if_queued: bool = False
+    only_if_queued: StrictBool = False
 
 
 class TaskCancelled(Result):
@@ -145,13 +140,16 @@ class ChatCancelTaskAction(CancelBody, Action[TaskCancelled]):
 
 
 class WebSocketSendAction(Action[None]):
-    """Tell a session how one of its tasks ended: the callback of every run."""
+    """Tell a session how one of its tasks ended: the callback of every run.
+
+    The end of a run without a session is told in the run's own log.
+    """
 
     verb = "websocket.send_message"
     queue = ("orchestrator", "websocket_send")
     default_priority = HIGH
 
-    session_id: SessionId
+    session_id: SessionId | Literal[""]
     task_id: uuid.UUID
 
 
@@ -167,7 +165,9 @@ class WebSocketBroadcastAction(Action[None]):
     session_ids: tuple[SessionId, ...] | None = Field(None, min_length=1, max_length=1_000)
 
 
-ServiceName = Annotated[str, AfterValidator(_known_service)]
+ServiceName = Annotated[
+    str, AfterValidator(_known_service), Field(json_schema_extra={"enum": list(SERVICES)})
+]
 
 
 class ServiceEvent(BaseModel):
@@ -189,7 +189,7 @@ class ServiceEventBody(ServiceEvent):
     """A frame of `/ws/task_updates`. The log gives the `seq`, whatever a service says."""
 
     tenant_id: TenantId
-    seq: int | None = None
+    seq: Annotated[int, WHOLE] | None = None
 
 
 class ServiceTellAction(ServiceEvent, Action[None]):
@@ -226,7 +226,7 @@ class WebhookCreate(BaseModel):
     url: Url
     events: tuple[EventName, ...] = ()
     description: Annotated[str, StringConstraints(max_length=500)] = ""
-    disabled: bool = False
+    disabled: StrictBool = False
 
 
 class WebhookUpdate(BaseModel):
@@ -237,7 +237,7 @@ class WebhookUpdate(BaseModel):
     url: Url | None = None
     events: tuple[EventName, ...] | None = None
     description: Annotated[str, StringConstraints(max_length=500)] | None = None
-    disabled: bool | None = None
+    disabled: StrictBool | None = None
 
 
 class WebhookCreateAction(WebhookCreate, Action[WebhookResource]):

@@ -2,7 +2,15 @@
 
 from django.utils.translation import gettext_lazy as _
 
-from core.errors import Conflict, NoobleError, NotFound, RateLimited
+from core.errors import (
+    AuthenticationRequired,
+    Conflict,
+    NoobleError,
+    NotFound,
+    PermissionRefused,
+    RateLimited,
+    ValidationFailed,
+)
 
 
 class IdempotencyKeyReused(Conflict):
@@ -13,6 +21,12 @@ class IdempotencyKeyReused(Conflict):
 
 class TooManyConnections(RateLimited):
     default_message = _("Too many connections. Please try again later.")
+
+
+class QueueFull(RateLimited):
+    """As many runs of the tenant wait as may."""
+
+    default_message = _("Too many requests are waiting to be answered. Please try again later.")
 
 
 class NoSignOfLife(NoobleError):
@@ -64,3 +78,64 @@ class ServiceRefused(NoobleError):
 
     http_status = 403
     default_message = _("The service is not known here.")
+
+
+class EndUserTokenRefused(AuthenticationRequired):
+    """`details` name what is wrong with it: `signature`, `exp`, `alg`, …"""
+
+    default_message = _("The end-user token is not valid.")
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(details={"end_user_token": reason})
+
+
+class OriginRefused(PermissionRefused):
+    """Browsers may chat with the agent from other pages only."""
+
+    default_message = _("This agent cannot be used from this page.")
+
+
+class ProofRequired(PermissionRefused):
+    """The agent is not open to all: `details` say what it takes."""
+
+    default_message = _("This agent has to know who is asking.")
+
+
+class ContextTooLong(ValidationFailed):
+    """More than the agent may read in one run; `details` tell how many tokens, estimated."""
+
+    default_message = _("The messages are longer than the agent may read.")
+
+
+class BatchNotFound(NotFound):
+    default_message = _("Batch not found.")
+
+
+class TooManyBatches(Conflict):
+    """The tenant has to wait for one to end, or cancel one."""
+
+    default_message = _("The tenant has as many open batches as it may have.")
+
+
+class ServiceTokenRequired(AuthenticationRequired):
+    default_message = _("The platform's service token is required.")
+
+
+class AnswerRestarted(NoobleError):
+    """The worker of a run was lost, and its next attempt says something else than what was told."""
+
+    http_status = 502
+    default_message = _("The answer was begun anew and went on differently.")
+
+
+class ParameterRefused(NoobleError):
+    """A parameter of an OpenAI-compatible request that is wrong, or asks for what there is not."""
+
+    http_status = 422
+    default_message = _("The request is not valid.")
+
+    def __init__(self, param: str, code: str, reason: str) -> None:
+        message = _("The parameter %(param)s is not accepted: %(reason)s")
+        super().__init__(message % {"param": param, "reason": reason}, details={param: reason})
+        self.param = param
+        self.code = code

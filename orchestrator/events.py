@@ -64,9 +64,35 @@ class WebhookDisabled(OrchestratorEvent):
     data: DisabledWebhook
 
 
+class EndedBatch(EventData):
+    """`status`: `completed`, also when items have failed, or `cancelled`. The rest is numbers of items."""
+
+    batch_id: uuid.UUID
+    status: str
+    total: int
+    succeeded: int
+    failed: int
+    cancelled: int
+
+
+class BatchCompleted(OrchestratorEvent):
+    """The last item of a batch has ended: its results are whole."""
+
+    event: Literal["batch_completed"] = "batch_completed"
+    data: EndedBatch
+
+
 # What dashboards and webhooks can hear: the events of no session.
 NOTICES = frozenset(
-    {*management_names(), "webhook_disabled", "task_status_update", "task_completed", "task_failed"}
+    {
+        *management_names(),
+        "batch_completed",
+        "budget_threshold",
+        "webhook_disabled",
+        "task_status_update",
+        "task_completed",
+        "task_failed",
+    }
 )
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import datetime
 import uuid
+from collections.abc import Collection
+from dataclasses import dataclass
 
-from django.db.models import Prefetch, Q, QuerySet
+from django.db.models import Exists, OuterRef, Prefetch, Q, QuerySet
 from django.db.models.functions import Now
 
+from conversations.models import Message, Session
 from core.errors import TaskNotFound
 from core.ids import is_slug, parse_uuid
 from core.models import Task
 from core.models.task import FINAL
+from core.tenancy import across_tenants
 from execution.actions import ExecuteAgentAction
 from orchestrator.actions import AttemptResource, DeliveryResource, WebhookResource
 from orchestrator.errors import DeliveryNotFound, WebhookNotFound
@@ -28,15 +32,41 @@ def task_tenant(task_id: str, tenant_id: str | None) -> str:
             raise TaskNotFound()
         return tenant_id
     pk = parse_uuid(task_id)
-    found = Task.unscoped.filter(pk=pk).values_list("tenant_id", flat=True).first() if pk else None
+    with across_tenants():  # who knows the id may ask
+        found = Task.unscoped.filter(pk=pk).values_list("tenant_id", flat=True).first() if pk else None
     if found is None:
         raise TaskNotFound()
     return str(found)
 
 
+@dataclass(frozen=True, slots=True)
+class SessionStanding:
+    """Whose a session is, and whether anything has been said in it."""
+
+    key: str
+    agent_id: uuid.UUID
+    user_id: str
+    has_messages: bool
+
+
+def session_standings(keys: Collection[str]) -> dict[str, SessionStanding]:
+    """Those of the current tenant's sessions that exist."""
+    said = Exists(Message.objects.filter(session=OuterRef("pk")))
+    rows = Session.objects.filter(key__in=keys, deleted_at=None)
+    return {row[0]: SessionStanding(*row) for row in rows.values_list("key", "agent_id", "user_id", said)}
+
+
 def task_is_open(task_id: uuid.UUID) -> bool:
     """Whether the current tenant's task has still to be settled."""
     return Task.objects.filter(pk=task_id).exclude(status__in=FINAL).exists()
+
+
+def task_get(task_id: uuid.UUID) -> Task:
+    """The current tenant's task of that id. Raises TaskNotFound."""
+    task: Task | None = Task.objects.filter(pk=task_id).first()
+    if task is None:
+        raise TaskNotFound()
+    return task
 
 
 def chat_task(text: str) -> Task:
@@ -49,9 +79,14 @@ def chat_task(text: str) -> Task:
 
 
 def settled_before(task_id: uuid.UUID, seconds: float) -> tuple[Task, bool]:
-    """The current tenant's task, and whether it was settled longer ago than that by the database's clock."""
+    """The current tenant's task, and whether it was settled longer ago than that by the database's clock.
+
+    Raises TaskNotFound.
+    """
     moment = Now() - datetime.timedelta(seconds=seconds)
-    task = Task.objects.annotate(long_settled=Q(finished_at__lt=moment)).get(pk=task_id)
+    task = Task.objects.annotate(long_settled=Q(finished_at__lt=moment)).filter(pk=task_id).first()
+    if task is None:
+        raise TaskNotFound()
     return task, task.is_final and bool(task.long_settled)
 
 

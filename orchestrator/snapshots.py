@@ -13,7 +13,7 @@ from conversations.models import Message
 from conversations.selectors import latest_messages, session_seq, task_messages
 from core.events import log
 from core.events.base import control
-from core.events.groups import session_name
+from core.events.groups import log_name, session_name
 from core.events.log import RunningAnswer
 from core.tenancy import tenant_scope
 from orchestrator.selectors import task_is_open
@@ -40,14 +40,17 @@ async def snapshot(tenant_id: str, session_id: str, from_seq: int) -> tuple[str,
 
 
 async def task_snapshot(tenant_id: str, session_id: str, task_id: uuid.UUID) -> tuple[str, int]:
-    """`snapshot` with the messages of one task, and with its answer only."""
+    """`snapshot` with the messages of one task, and with its answer only.
+
+    A task without a session has none: what was said stands in its row.
+    """
     return await _snapshot(tenant_id, session_id, partial(task_messages, task_id), task_id)
 
 
 async def _snapshot(
     tenant_id: str, session_id: str, messages: Callable[[], Rows], task_id: uuid.UUID | None = None
 ) -> tuple[str, int]:
-    name = session_name(tenant_id, session_id)
+    name = log_name(tenant_id, session_id, task_id)
     looks = 0
     while True:
         # The log first: what the database gains after that is told after this tail, too.

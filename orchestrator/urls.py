@@ -2,7 +2,19 @@
 
 from django.urls import path
 
-from orchestrator.views import chat, health, pages, sessions, stream, webhooks
+from orchestrator.views import (
+    batch,
+    chat,
+    completions,
+    executions,
+    health,
+    internal,
+    metrics,
+    pages,
+    sessions,
+    stream,
+    webhooks,
+)
 
 urlpatterns = [
     path("", pages.FrontPageView.as_view()),
@@ -15,13 +27,34 @@ urlpatterns = [
     path("api/chat/send", chat.SendMessageAliasView.as_view()),
     path("api/chat/status", chat.StatusAliasView.as_view()),
     path("api/chat/cancel", chat.CancelAliasView.as_view()),
+    path("api/v1/sessions", sessions.SessionsView.as_view()),
+    path("api/v1/sessions/<str:session_id>", sessions.SessionView.as_view()),
+    path("api/v1/sessions/<str:session_id>/close", sessions.SessionCloseView.as_view()),
+    path("api/v1/sessions/<str:session_id>/export", sessions.SessionExportView.as_view()),
     path("api/v1/sessions/<str:session_id>/messages", sessions.SessionMessagesView.as_view()),
     path("api/v1/webhooks", webhooks.WebhooksView.as_view()),
     path("api/v1/webhooks/deliveries/<str:delivery_id>/replay", webhooks.ReplayView.as_view()),
     path("api/v1/webhooks/<str:webhook_id>", webhooks.WebhookView.as_view()),
     path("api/v1/webhooks/<str:webhook_id>/deliveries", webhooks.DeliveriesView.as_view()),
     path("api/v1/webhooks/<str:webhook_id>/rotate", webhooks.WebhookRotateView.as_view()),
+    path("api/v1/executions", executions.ExecutionsView.as_view()),
+    path("api/v1/executions/<str:task_id>", executions.ExecutionView.as_view()),
+    path("api/v1/batch", batch.BatchesView.as_view()),
+    path("api/v1/batch/<str:batch_id>", batch.BatchView.as_view()),
+    path("api/v1/batch/<str:batch_id>/results", batch.BatchResultsView.as_view()),
+    path("api/v1/batch/<str:batch_id>/cancel", batch.BatchCancelView.as_view()),
+    path("internal/v1/health", internal.InternalHealthView.as_view()),
+    path("internal/v1/agents/<str:agent_id>", internal.InternalAgentView.as_view()),
+    path("internal/v1/agents/<str:agent_id>/validate", internal.InternalAgentValidateView.as_view()),
+    path("internal/v1/tasks/<str:task_id>", internal.InternalTaskView.as_view()),
+    path("internal/v1/task_updates", internal.InternalTaskUpdatesView.as_view()),
+    path("internal/v1/executions", internal.InternalExecutionsView.as_view()),
+    path("v1/chat/completions", completions.CompletionsView.as_view()),
+    path("v1/models", completions.ModelsView.as_view()),
+    path("v1/models/<str:model>", completions.ModelView.as_view()),
+    path("v1/<path:rest>", completions.NoSuchView.as_view()),
     path("health", health.HealthView.as_view()),
     path("health/detailed", health.DetailedHealthView.as_view()),
     path("ws/stats", health.SocketStatsView.as_view()),
+    path("metrics", metrics.MetricsView.as_view()),
 ]

@@ -1,5 +1,5 @@
 """The rules of agent management, a module per thing that one does with agents."""
 
-from agents.handlers import agents, bulk, moves, templates, validation, versions
+from agents.handlers import agents, bulk, moves, suspension, templates, validation, versions
 
-__all__ = ["agents", "bulk", "moves", "templates", "validation", "versions"]
+__all__ = ["agents", "bulk", "moves", "suspension", "templates", "validation", "versions"]

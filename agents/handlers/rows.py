@@ -8,6 +8,7 @@ transaction.
 from __future__ import annotations
 
 import uuid
+from functools import partial
 from typing import Any
 
 from django.db import IntegrityError, transaction
@@ -18,11 +19,14 @@ from agents.config import AgentConfig
 from agents.errors import AgentNotFound, SlugTaken, StaleVersion
 from agents.events import notify_agent
 from agents.models import Agent, AgentVersion
-from agents.selectors import agent_changes, agent_state
+from agents.selectors import access_of, agent_changed, agent_changes, agent_state
 from agents.validation import check_config, check_room
 from core.audit import record
 from core.changes import changes_between
 from core.errors import ValidationFailed
+from core.events.publisher import tell_access
+from core.models import Tenant
+from core.selectors import tenant_changed
 
 # They follow from what else has changed; a notice tells the version anyway.
 COUNTERS = ("version", "etag")
@@ -92,6 +96,8 @@ def keep(agent: Agent, before: dict[str, Any], *, verb: str, actor: str) -> None
         agent.edits += 1
         after["etag"] = agent.tag
     save(agent)
+    transaction.on_commit(partial(agent_changed, agent.pk))
+    _guard(agent, before, after)
     record(verb, "agent", agent.pk, tenant_id=agent.tenant_id, before=before, after=after, actor=actor)
     changes = [change.field for change in changes_between(before, after) if change.field not in COUNTERS]
     if not before:
@@ -100,6 +106,19 @@ def keep(agent: Agent, before: dict[str, Any], *, verb: str, actor: str) -> None
         notify_agent("agent_deleted", agent)
     else:
         notify_agent("agent_updated", agent, changes)
+
+
+def _guard(agent: Agent, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """From the first agent on that is not open to all, its tenant's sockets ask whose they are."""
+    said = (agent.published or agent.version).config  # type: ignore[union-attr]
+    if agent.suspended_at is None and access_of(said).is_open:
+        return
+    if all(before.get(name) == after[name] for name in ("published_version", "suspended")):
+        return
+    # Never taken back: of two agents that change at once, neither sees what the other becomes.
+    Tenant.objects.filter(pk=agent.tenant_id, guarded=False).update(guarded=True)
+    transaction.on_commit(partial(tenant_changed, agent.tenant_id))
+    transaction.on_commit(partial(tell_access, agent.tenant_id))
 
 
 def save(agent: Agent) -> None:

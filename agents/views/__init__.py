@@ -1,6 +1,15 @@
 """Agent management over HTTP."""
 
-from agents.views.agents import AgentsView, AgentView, DuplicateView, ExportView, ImportView, RestoreView
+from agents.views.agents import (
+    AgentsView,
+    AgentView,
+    DuplicateView,
+    ExportView,
+    ImportView,
+    RestoreView,
+    SuspendView,
+    UnsuspendView,
+)
 from agents.views.bulk import BulkCancelView, BulkUpdatesView, BulkUpdateView
 from agents.views.templates import TemplateInstantiateView, TemplatesView, TemplateView
 from agents.views.versions import DiffView, PublishView, RollbackView, VersionsView, VersionView
@@ -18,9 +27,11 @@ __all__ = [
     "PublishView",
     "RestoreView",
     "RollbackView",
+    "SuspendView",
     "TemplateInstantiateView",
     "TemplateView",
     "TemplatesView",
+    "UnsuspendView",
     "VersionView",
     "VersionsView",
 ]

@@ -15,15 +15,18 @@ from agents.actions import (
     AgentImportAction,
     AgentResource,
     AgentRestoreAction,
+    AgentSuspend,
+    AgentSuspendAction,
+    AgentUnsuspendAction,
     AgentUpdate,
     AgentUpdateAction,
 )
 from agents.document import AgentDocument
 from agents.selectors import agent_document, agent_get, agent_list, agent_resource
 from agents.serializers import AgentList
-from agents.views.base import IF_MATCH, PAGE, AgentManagementView, answer, uuid_of
+from agents.views.base import IF_MATCH, AgentManagementView, answer, uuid_of
 from core.actions.bus import execute
-from core.api.pages import cursor_of, limit_of
+from core.api.pages import PAGE, cursor_of, limit_of
 from core.api.parsers import MAX_IMPORT
 from core.errors import ValidationFailed
 
@@ -81,6 +84,29 @@ class RestoreView(AgentManagementView):
         """Bring a deleted agent back as it was. A slug that is taken meanwhile gets a suffix."""
         self.no_fields(request)
         return answer(execute(AgentRestoreAction(**self.change(request, agent_id))))
+
+
+class SuspendView(AgentManagementView):
+    @extend_schema(
+        operation_id="agents_suspend",
+        parameters=[IF_MATCH],
+        request=AgentSuspend,
+        responses={200: AgentResource},
+    )
+    def post(self, request: Request, agent_id: str) -> Response:
+        """Switch an agent off: new messages answer 403, what runs or waits is cancelled, sockets close."""
+        change = self.change(request, agent_id)
+        return answer(execute(AgentSuspendAction(**self.fields(request, AgentSuspend), **change)))
+
+
+class UnsuspendView(AgentManagementView):
+    @extend_schema(
+        operation_id="agents_unsuspend", parameters=[IF_MATCH], request=None, responses={200: AgentResource}
+    )
+    def post(self, request: Request, agent_id: str) -> Response:
+        """Switch an agent on again. What was cancelled stays so."""
+        self.no_fields(request)
+        return answer(execute(AgentUnsuspendAction(**self.change(request, agent_id))))
 
 
 class DuplicateView(AgentManagementView):

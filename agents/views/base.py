@@ -18,16 +18,16 @@ from core.errors import ValidationFailed
 from core.ids import parse_uuid
 
 # A proxy that compresses makes a tag weak: it still names the same state. Quotes are often forgotten.
-_tag = re.compile(r'(?:W/)?"([^"]*)"|([\w.*-]+)')
+_tag = re.compile(r'(?:W/)?"([^"]*)"|([\w.*-]+)', re.ASCII)
+_TAG = r'((W/)?"[^",]*"|[A-Za-z0-9_.*-]+)'  # the same, for the schema
 
 IF_MATCH = OpenApiParameter(
     "If-Match",
-    str,
+    {"type": "string", "pattern": rf"^{_TAG}( *, *{_TAG})*$"},
     OpenApiParameter.HEADER,
     description="The ETag that the change is based on. One that is not the present one any more is "
     "refused with 409; the details say what has changed since. Without it the last change wins.",
 )
-PAGE = (OpenApiParameter("limit", int), OpenApiParameter("cursor", str))
 
 
 class Nothing(BaseModel):

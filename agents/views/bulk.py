@@ -8,10 +8,10 @@ from rest_framework.response import Response
 
 from agents.bulk_actions import AgentAskBulkUpdateAction, AgentBulkUpdate, BulkState
 from agents.bulk_selectors import bulk_state, bulk_task
-from agents.views.base import PAGE, AgentManagementView
+from agents.views.base import AgentManagementView
 from core.actions.base import ActionResult
 from core.actions.tasks import TaskCancelAction
-from core.api.pages import limit_of, number_of
+from core.api.pages import NUMBERED_PAGE, limit_of, number_of
 from core.api.parsers import MAX_IMPORT
 from core.api.views import ActionView
 
@@ -29,7 +29,7 @@ class BulkUpdatesView(AgentManagementView, ActionView):
 
 
 class BulkUpdateView(AgentManagementView):
-    @extend_schema(operation_id="agents_bulk_read", parameters=[*PAGE], responses={200: BulkState})
+    @extend_schema(operation_id="agents_bulk_read", parameters=[*NUMBERED_PAGE], responses={200: BulkState})
     def get(self, request: Request, task_id: str) -> Response:
         """Read how far a mass update is, and what became of each agent so far, in the order asked."""
         state = bulk_state(bulk_task(task_id), number_of(request, "cursor"), limit_of(request))

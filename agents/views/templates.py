@@ -13,6 +13,7 @@ from rest_framework.response import Response
 from agents.actions import AgentResource
 from agents.errors import TemplateNotFound
 from agents.template_actions import (
+    LONGEST_CATEGORY,
     TemplateCreate,
     TemplateCreateAction,
     TemplateDeleteAction,
@@ -25,7 +26,7 @@ from agents.template_actions import (
 from agents.template_selectors import template_get, template_list, template_resource
 from agents.views.base import answer
 from core.actions.bus import execute
-from core.api.pages import cursor_of, limit_of
+from core.api.pages import PAGE, cursor_of, limit_of, text_of
 from core.api.views import KeyView
 from core.ids import parse_uuid
 
@@ -43,16 +44,15 @@ class TemplatesView(KeyView):
     @extend_schema(
         operation_id="templates_list",
         parameters=[
-            OpenApiParameter("limit", int),
-            OpenApiParameter("cursor", str),
-            OpenApiParameter("category", str),
+            *PAGE,
+            OpenApiParameter("category", {"type": "string", "maxLength": LONGEST_CATEGORY}),
         ],
         responses={200: TemplateList},
     )
     def get(self, request: Request) -> Response:
         """List the tenant's templates and everybody's, oldest first."""
         limit = limit_of(request)
-        rows = template_list(cursor_of(request), limit + 1, request.query_params.get("category"))
+        rows = template_list(cursor_of(request), limit + 1, text_of(request, "category", LONGEST_CATEGORY))
         following = str(rows[limit - 1].pk) if len(rows) > limit else None
         return Response({"items": [_body(template_resource(row)) for row in rows[:limit]], "next": following})
 

@@ -16,14 +16,16 @@ from agents.actions import (
 from agents.errors import VersionNotFound
 from agents.selectors import agent_get, version_changes, version_get, version_list, version_resource
 from agents.serializers import VersionDiff, VersionList
-from agents.views.base import IF_MATCH, PAGE, AgentManagementView, answer, uuid_of
+from agents.views.base import IF_MATCH, AgentManagementView, answer, uuid_of
 from core.actions.bus import execute
-from core.api.pages import limit_of, number_of
+from core.api.pages import NUMBER, NUMBERED_PAGE, limit_of, number_of
 from core.errors import ValidationFailed
 
 
 class VersionsView(AgentManagementView):
-    @extend_schema(operation_id="agents_versions_list", parameters=[*PAGE], responses={200: VersionList})
+    @extend_schema(
+        operation_id="agents_versions_list", parameters=[*NUMBERED_PAGE], responses={200: VersionList}
+    )
     def get(self, request: Request, agent_id: str) -> Response:
         """List the agent's versions, newest first."""
         agent = agent_get(uuid_of(agent_id))
@@ -49,8 +51,8 @@ class DiffView(AgentManagementView):
     @extend_schema(
         operation_id="agents_diff",
         parameters=[
-            OpenApiParameter("from", int, required=True, description="The version to compare with."),
-            OpenApiParameter("to", int, required=True, description="The version that is compared."),
+            OpenApiParameter("from", NUMBER, required=True, description="The version to compare with."),
+            OpenApiParameter("to", NUMBER, required=True, description="The version that is compared."),
         ],
         responses={200: VersionDiff},
     )

@@ -15,6 +15,7 @@ from django.db import DatabaseError, OperationalError, transaction
 from django.db.models.functions import Now
 from kombu.exceptions import OperationalError as BrokerError
 
+from core import metrics, tracing
 from core.actions.base import Action, ActionError, ActionResult, Result
 from core.actions.registry import handler_of
 from core.errors import InternalError, NoobleError, ServiceUnavailable
@@ -40,7 +41,10 @@ def execute(action: Action[R]) -> R:
     handler = handler_of(action)
     if handler.by_worker:
         raise TypeError(f"{action.verb} is a worker's: enqueue it")
-    with transaction.atomic(savepoint=False) if handler.atomic else nullcontext():
+    with (
+        tracing.span(action.verb),
+        transaction.atomic(savepoint=False) if handler.atomic else nullcontext(),
+    ):
         result: R = handler.function(action)
     return result
 
@@ -102,6 +106,7 @@ def enqueue(
     priority = action.default_priority if priority is None else priority
     task_id = uuid7()
     follow = callback(task_id) if callback else None
+    asked = tracing.current()
     task: Task = Task.unscoped.create(
         id=task_id,
         global_task_id=parent.global_task_id if parent else task_id,
@@ -116,12 +121,20 @@ def enqueue(
         serial_key=serial_key,
         due_at=Now() + UNCLAIMED,
         retry_of=retry_of,
+        traceparent=asked.trace.header if asked else parent.traceparent if parent else "",
+        request_id=asked.request_id if asked else parent.request_id if parent else "",
     )
-    if behind:
-        transaction.on_commit(functools.partial(publish_next, serial_key))
-    else:
-        transaction.on_commit(functools.partial(publish_task, task))
+    transaction.on_commit(functools.partial(_accepted, task, behind))
     return task
+
+
+def _accepted(task: Task, behind: bool) -> None:
+    """After the commit."""
+    metrics.ACCEPTED.add(task.action, tenant_id=task.tenant_id)
+    if behind:
+        publish_next(task.serial_key)
+    else:
+        publish_task(task)
 
 
 def publish_next(serial_key: str) -> None:

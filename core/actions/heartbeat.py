@@ -13,6 +13,7 @@ from core.actions.running import StopReason
 from core.away import DATABASE_AWAY
 from core.leases import RENEW_SECONDS
 from core.models import Task
+from core.tenancy import across_tenants
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,8 @@ def beat() -> None:
     held = running.claimed()
     if not held:
         return
-    statuses = Task.renew(held.items())
+    with across_tenants():
+        statuses = Task.renew(held.items())
     for task_id, attempt in held.items():
         if (reason := _reason(task_id, statuses)) is not None:
             running.stop(task_id, reason, attempt)

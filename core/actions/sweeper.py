@@ -21,6 +21,7 @@ from django.db.models.functions import Greatest, Least, Now
 
 from core.actions.base import Settlement
 from core.actions.bus import UNCLAIMED, publish_task
+from core.actions.observed import of_task
 from core.actions.registry import build, handler_of
 from core.actions.worker import settle, tell_again
 from core.away import DATABASE_AWAY
@@ -29,7 +30,7 @@ from core.errors import DeadlineExceeded, NoobleError, Poison
 from core.leases import LEASE_SECONDS, RENEW_SECONDS
 from core.models import Task
 from core.models.task import CLAIMABLE, RUNNING
-from core.tenancy import tenant_scope
+from core.tenancy import across_tenants, tenant_scope
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ SLICE = 500
 PATIENCE_SECONDS = 2.0 * RENEW_SECONDS
 PUBLISH_SECONDS = 1.0  # of a turn: what is left waits for the next one
 CHORE_SECONDS = 600.0
+LEFTOVER_SECONDS = 30.0
 # A message that was sent is looked for again when its task has waited twice as long, up to this: a
 # hundred thousand rows that wait are not to be written every few seconds.
 SELDOM = datetime.timedelta(seconds=30)
@@ -50,8 +52,9 @@ _PAUSE = Case(
 )
 _LOCK = 0x6E6F6F62  # of PostgreSQL's advisory locks, which are numbers
 
-# What else is to be cleaned up now and then; set by the roof.
+# What else is to be cleaned up now and then, and what somebody misses meanwhile; set by the roof.
 chores: list[Callable[[], Any]] = []
+leftovers: list[Callable[[], Any]] = []
 
 _thread: threading.Thread | None = None
 
@@ -71,6 +74,7 @@ class Sweeper:
         self._patient_until = time.monotonic() + PATIENCE_SECONDS
         self._turned_at = time.monotonic()
         self._chores_at = time.monotonic() + CHORE_SECONDS
+        self._leftovers_at = time.monotonic() + LEFTOVER_SECONDS
 
     def sweep_forever(self) -> None:
         pause = threading.Event()
@@ -86,6 +90,7 @@ class Sweeper:
             finally:
                 close_old_connections()
 
+    @across_tenants()
     def sweep(self) -> None:
         """One turn. Raises what the database raises."""
         begun = time.monotonic()
@@ -95,6 +100,10 @@ class Sweeper:
         if begun >= self._patient_until:
             end_abandoned()
         publish_due()
+        if begun >= self._leftovers_at:
+            self._leftovers_at = begun + LEFTOVER_SECONDS
+            for leftover in leftovers:
+                leftover()
         if begun >= self._chores_at:
             self._chores_at = begun + CHORE_SECONDS
             for chore in chores:
@@ -162,7 +171,7 @@ def end_abandoned() -> int:
             found = _looked_up(_find_abandoned)
             for task in found:
                 try:
-                    with tenant_scope(task.tenant_id), transaction.atomic():
+                    with tenant_scope(task.tenant_id), of_task(task), transaction.atomic():
                         _end(task)
                 except DATABASE_AWAY:
                     raise

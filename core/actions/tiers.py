@@ -7,8 +7,10 @@ from typing import Annotated
 from pydantic import BaseModel, Field, StringConstraints
 
 from core.actions.base import Action, Slug, TenantId
+from core.models.tenant import MOST_RETENTION_DAYS
 
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+Rate = Annotated[int, Field(ge=1, le=2_147_483_647)] | None  # a minute; None is no limit
 
 
 class TierFields(BaseModel):
@@ -25,6 +27,12 @@ class TierFields(BaseModel):
     max_webhooks: Annotated[int, Field(ge=0)] | None
     max_run_seconds: Annotated[float, Field(ge=1)] | None
     max_output_tokens: Annotated[int, Field(ge=1)] | None
+    ip_requests_per_minute: Rate
+    ip_connects_per_minute: Rate
+    session_messages_per_minute: Rate
+    agent_requests_per_minute: Rate
+    tenant_requests_per_minute: Rate
+    max_waiting: Annotated[int, Field(ge=1, le=2_147_483_647)] | None
 
 
 class TierCreateAction(TierFields, Action[None]):
@@ -52,10 +60,11 @@ class TierDeleteAction(Action[None]):
 
 
 class TenantFields(BaseModel):
-    """A tenant's name and its tier."""
+    """A tenant's name, its tier, and how long its sessions are kept; null: for ever."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=120, strip_whitespace=True)]
     tier: Slug
+    retention_days: Annotated[int, Field(ge=1, le=MOST_RETENTION_DAYS)] | None
 
 
 class TenantCreateAction(TenantFields, Action[None]):

@@ -13,9 +13,11 @@ from celery.exceptions import Reject
 from django.conf import settings
 from django.db import OperationalError, connection, transaction
 
+from core import metrics
 from core.actions import cancellation, heartbeat
 from core.actions.base import Settlement
 from core.actions.bus import enqueue, execute, publish_next
+from core.actions.observed import observed
 from core.actions.registry import all_handlers, build, handler_of
 from core.actions.running import draining, running
 from core.actions.telling import tell_status
@@ -59,8 +61,9 @@ def run_task(task_id: str, tenant_id: str) -> None:
             logger.info("task %s: nothing to claim", task_id)
             return
         run.attempt = task.attempt
-        again = _settle(task, _run(task)) == Task.Status.QUEUED
-    if again:
+        with observed(task) as seen:
+            seen.status = _settle(task, _run(task))
+    if seen.status == Task.Status.QUEUED:
         raise Reject("another worker goes on", requeue=True)
 
 
@@ -143,6 +146,7 @@ def settle(task: Task, settlement: Settlement, *, crashed: bool = False) -> str 
             logger.warning("task %s: attempt %s is not ours any more", task.pk, task.attempt)
             return None
         settlement.write(status)
+        transaction.on_commit(functools.partial(finished, task, status), robust=True)
         # Before the callback's message: its handler tells the end of what is announced here.
         transaction.on_commit(lambda: settlement.announce(status), robust=True)
         follow_up(task)
@@ -151,8 +155,14 @@ def settle(task: Task, settlement: Settlement, *, crashed: bool = False) -> str 
 
 def tell_again(task: Task, reason: str) -> None:
     """The session hears that another attempt follows; the log takes nothing of this one any more."""
+    metrics.ATTEMPTS.add(reason)
     attempt = task.attempt + 1
     tell_status(task, Task.Status.QUEUED, {"attempt": attempt, "reason": reason}, attempt)
+
+
+def finished(task: Task, status: str) -> None:
+    """A task has ended: after the commit."""
+    metrics.FINISHED.add(task.action, status, tenant_id=task.tenant_id)
 
 
 def follow_up(task: Task) -> None:

@@ -13,6 +13,8 @@ from django.db import close_old_connections, reset_queries
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
+from core.api.late import LateResponse
+
 THREADS = 32  # as many as the web's pool has database connections
 
 
@@ -21,6 +23,9 @@ class ThreadedASGIHandler(ASGIHandler):
 
     Django's own handler changes threads at every middleware that is not a coroutine, and starts a
     thread for each request: measured, half of a request's CPU.
+
+    An answer that comes late is waited for without a thread. One that a client has not waited for is
+    closed, also when its view has still to make it: a thread cannot be stopped.
     """
 
     def __init__(self) -> None:
@@ -46,10 +51,39 @@ class ThreadedASGIHandler(ASGIHandler):
 
     async def get_response_async(self, request: HttpRequest) -> HttpResponseBase:
         respond = sync_to_async(self._respond, thread_sensitive=False, executor=self._threads)
-        return await respond(request)
-
-    def _respond(self, request: HttpRequest) -> HttpResponseBase:
+        wanted = _Wanted()
         try:
-            return self.get_response(request)
+            response = await respond(request, wanted)
+            if isinstance(response, LateResponse):
+                await response.arrive()
+        except BaseException:  # above all the word that the client has gone
+            wanted.no_more()
+            raise
+        return response
+
+    def _respond(self, request: HttpRequest, wanted: _Wanted) -> HttpResponseBase:
+        try:
+            return wanted.made(self.get_response(request))
         finally:
             close_old_connections()
+
+
+class _Wanted:
+    """Whether a client still waits for an answer. One of the two who meet here sees what the other did."""
+
+    __slots__ = ("_answer", "_by_nobody")
+
+    def __init__(self) -> None:
+        self._answer: HttpResponseBase | None = None
+        self._by_nobody = False
+
+    def made(self, answer: HttpResponseBase) -> HttpResponseBase:
+        self._answer = answer
+        if self._by_nobody:
+            answer.close()
+        return answer
+
+    def no_more(self) -> None:
+        self._by_nobody = True
+        if self._answer is not None:
+            self._answer.close()

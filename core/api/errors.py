@@ -15,6 +15,7 @@ from rest_framework import exceptions as drf
 from rest_framework.response import Response
 
 from core import errors
+from core.api.renderers import OrjsonRenderer
 
 logger = logging.getLogger(__name__)
 
@@ -65,13 +66,17 @@ def headers_of(error: errors.NoobleError) -> dict[str, str]:
 
 
 def exception_handler(error: Exception, context: dict[str, Any]) -> Response:
-    """DRF's hook."""
+    """DRF's hook. In JSON, whatever else the view can write and the caller would rather read."""
     ours = named(error)
-    request_id = getattr(context["request"], "request_id", "")
+    request = context["request"]
+    request.accepted_renderer = OrjsonRenderer()
+    request.accepted_media_type = OrjsonRenderer.media_type
+    request_id = getattr(request, "request_id", "")
     return Response(body_of(ours, request_id), status=ours.http_status, headers=headers_of(ours))
 
 
-def _page(request: HttpRequest, error: errors.NoobleError) -> JsonResponse:
+def refused(request: HttpRequest, error: errors.NoobleError) -> JsonResponse:
+    """For what no view of the API answers."""
     return JsonResponse(
         body_of(error, getattr(request, "request_id", "")),
         status=error.http_status,
@@ -81,15 +86,15 @@ def _page(request: HttpRequest, error: errors.NoobleError) -> JsonResponse:
 
 def not_found(request: HttpRequest, exception: Exception | None = None) -> JsonResponse:
     """Django's `handler404`: a path that nobody serves."""
-    return _page(request, errors.NotFound())
+    return refused(request, errors.NotFound())
 
 
 def bad_request(request: HttpRequest, exception: Exception | None = None) -> JsonResponse:
     """Django's `handler400`."""
-    return _page(request, errors.MalformedRequest())
+    return refused(request, errors.MalformedRequest())
 
 
 def server_error(request: HttpRequest) -> JsonResponse:
     """Django's `handler500`: of pages and the console. A service that is away is named here too."""
     away = isinstance(sys.exception(), _AWAY)
-    return _page(request, errors.ServiceUnavailable() if away else errors.InternalError())
+    return refused(request, errors.ServiceUnavailable() if away else errors.InternalError())

@@ -22,9 +22,11 @@ from core.errors import (
     BodyTooLarge,
     MalformedRequest,
     PermissionRefused,
+    ValidationFailed,
 )
 from core.models import ApiKey
-from core.tenancy import tenant_scope
+from core.ratelimits import count_request, told_to
+from core.tenancy import current_tenant_id, tenant_scope
 
 
 class ApiView(APIView):
@@ -32,11 +34,16 @@ class ApiView(APIView):
 
     max_body: ClassVar[int] = MAX_BODY  # bytes
 
+    def handle_exception(self, exc: Exception) -> Response:
+        return super().handle_exception(told_to(exc))
+
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         length = request.META.get("CONTENT_LENGTH") or "0"
         if not length.isdigit() or int(length) > self.max_body:
             raise BodyTooLarge(details={"limit": self.max_body})
         super().initial(request, *args, **kwargs)
+        if request.META.get("QUERY_STRING"):
+            _refuse_repeated(request)
 
     def body(self, request: Request) -> dict[str, Any]:
         """The body as an object; an empty one is `{}`."""
@@ -44,6 +51,13 @@ class ApiView(APIView):
         if not isinstance(data, dict):
             raise MalformedRequest(details={"reason": "the body must be a JSON object"})
         return dict(data)
+
+
+def _refuse_repeated(request: Request) -> None:
+    """Which one of two would count is another matter for every program on the way."""
+    repeated = [name for name, values in request.query_params.lists() if len(values) > 1]
+    if repeated:
+        raise ValidationFailed(details=dict.fromkeys(repeated, "more than once"))
 
 
 class ActionView(ApiView):
@@ -57,6 +71,7 @@ class ActionView(ApiView):
 
     def respond(self, request: Request, action: Action[Any], *, status: int = 200) -> Response:
         """Execute the action in the present tenant scope and answer its ActionResult."""
+        request._request.tenant_id = current_tenant_id()  # type: ignore[attr-defined]  # for the log
         result, error = answer(action)
         body = result.model_dump(mode="json")
         if error is not None:
@@ -79,6 +94,7 @@ class KeyView(ApiView):
         key = request.auth
         if not isinstance(key, ApiKey):
             raise AuthenticationRequired()
+        count_request(key.tenant_id)
         right = "read" if request.method in ("GET", "HEAD", "OPTIONS") else "write"
         needed = f"{self.area}:{right}"
         if needed not in key.scopes:

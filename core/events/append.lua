@@ -11,11 +11,12 @@
 --   seq never goes back: a log that was lost, or came back without its end, goes on far above all
 --   that may have been given;
 --   the running answer is exactly what the log's events say of it: a piece that does not fit
---   to what is kept is not appended.
+--   to what is kept is not appended;
+--   the log of a session that was deleted takes nothing, whoever has not heard of it yet.
 --
--- KEYS: the log (stream, ids `seq-0`), the marks (hash: seq, and per task its attempt and closings),
---       the tasks that have closed (list, newest first), the running answer (string: task, space,
---       attempt, newline, text)
+-- KEYS: the log (stream, ids `seq-0`), the marks (hash: seq, per task its attempt and closings, and
+--       `gone` when its session was deleted), the tasks that have closed (list, newest first), the
+--       running answer (string: task, space, attempt, newline, text)
 -- ARGV: body, task id or "", attempt or "", closes ("", "attempt", "run", "task"), event id, longest log,
 --       seconds to live, the group's pub/sub channel, tenant id, session id, floor: a seq that was
 --       given in this session, or "" to append only to a log that lives; gap: how far above the floor
@@ -32,7 +33,9 @@ local function seq_of(mark)
   if mark and string.sub(mark, 1, #event) == event then return tonumber(string.sub(mark, #event + 2)) end
 end
 
-local floor, tail = tonumber(ARGV[11]), tonumber(redis.call('HGET', marks, 'seq'))
+local known = redis.call('HMGET', marks, 'seq', 'gone')
+if known[2] then return 0 end
+local floor, tail = tonumber(ARGV[11]), tonumber(known[1])
 if not tail then
   if not floor then return 0 end
   local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]

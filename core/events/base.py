@@ -31,7 +31,8 @@ class EventData(BaseModel):
 class Event(BaseModel):
     """One event as clients get it, without its `seq`, which the log gives.
 
-    A subclass per event narrows `event`, `service` and `data`.
+    A subclass per event narrows `event`, `service` and `data`. `session_id` is empty in the log of a run
+    without a session, and None for what has no log at all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

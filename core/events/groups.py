@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 
 # Of every pub/sub channel that the channel layer uses.
 LAYER_PREFIX = "nooble"
@@ -16,6 +17,14 @@ def session_name(tenant_id: str, session_id: str) -> str:
     """
     joined = f"{tenant_id}\0{session_id}".encode()
     return "s." + hashlib.blake2b(joined, digest_size=16).hexdigest()
+
+
+def log_name(tenant_id: str, session_id: str, task_id: uuid.UUID | None) -> str:
+    """Where the events of a task are told: its session, or, where it has none, a log of its own."""
+    if session_id:
+        return session_name(tenant_id, session_id)
+    joined = f"{tenant_id}\0{task_id}".encode()
+    return "r." + hashlib.blake2b(joined, digest_size=16).hexdigest()
 
 
 def tenant_name(tenant_id: str) -> str:

@@ -1,4 +1,7 @@
-"""The session log: a Valkey stream per session, the one source of what its clients hear."""
+"""The session log: a Valkey stream per session, the one source of what its clients hear.
+
+A run without a session has a log of its own, named by its task.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,11 @@ import redis.asyncio
 
 from core import valkey
 from core.events.base import Event
-from core.events.groups import pubsub_channel, session_name
+from core.events.groups import log_name, pubsub_channel
 
 LONGEST = 5_000  # events
 SECONDS_TO_LIVE = 24 * 60 * 60
+TASK_SECONDS_TO_LIVE = 60 * 60  # of the log of a task without a session: its end is in its row
 GAP = 1_000_000  # more events than a session can have had since any seq that the database knows
 PACE = 10_000  # events a second: more than any session can have on average
 CLOSED_TASKS = 1_000  # of a session, remembered against a second end
@@ -103,9 +107,9 @@ def _arguments(
     event: Event, attempt: int | None, floor: int | None, offset: int | str, piece: bytes
 ) -> tuple[Any, ...]:
     """Keys and arguments of the script."""
-    if event.session_id is None:
-        raise ValueError("an event of no session has no log")
-    name = session_name(event.tenant_id, event.session_id)
+    if event.session_id is None or not (event.session_id or event.task_id):
+        raise ValueError("an event of no session and no run has no log")
+    name = log_name(event.tenant_id, event.session_id, event.task_id)
     return (
         _log(name),
         _marks(name),
@@ -117,7 +121,7 @@ def _arguments(
         event.closes,
         str(event.event_id),
         LONGEST,
-        SECONDS_TO_LIVE,
+        SECONDS_TO_LIVE if event.session_id else TASK_SECONDS_TO_LIVE,
         pubsub_channel(name),
         event.tenant_id,
         event.session_id,
@@ -223,26 +227,45 @@ async def last_seq(name: str) -> int | None:
 
 
 def last_seq_sync(name: str) -> int | None:
-    """`last_seq`, for threads."""
-    seq: Any = valkey.client().hget(_marks(name), "seq")
-    return int(seq) if seq is not None else None
+    """`last_seq`, for threads; None also for the log of a session that was deleted."""
+    seq, gone = valkey.client().hmget(_marks(name), "seq", "gone")
+    return int(seq) if seq is not None and gone is None else None
 
 
-def begin(name: str) -> None:
-    """A new session's log, for threads: from now on, a log that is not there is one that was lost."""
+def begin(name: str) -> int:
+    """A new session's log, for threads: from now on, a log that is not there is one that was lost.
+
+    The caller has just made the session's row: what was said of a deleted one holds no more. Gives the
+    tail: 0, unless the log was told something before there was a session.
+    """
     pipeline = valkey.client().pipeline(transaction=False)
     pipeline.hsetnx(_marks(name), "seq", "0")
+    pipeline.hget(_marks(name), "seq")
+    pipeline.hdel(_marks(name), "gone")
     pipeline.expire(_marks(name), SECONDS_TO_LIVE)
+    return int(pipeline.execute()[1])
+
+
+def forget(names: Sequence[str]) -> None:
+    """Delete the logs of sessions, for threads; what is still on its way to them is refused for a day.
+
+    A session that begins under the same id has a new log. Raises redis.RedisError.
+    """
+    pipeline = valkey.client().pipeline(transaction=False)
+    for name in names:
+        pipeline.delete(_log(name), _marks(name), f"nooble:closed:{{{name}}}", _answer(name))
+        pipeline.hset(_marks(name), "gone", "1")
+        pipeline.expire(_marks(name), SECONDS_TO_LIVE)
     pipeline.execute()
 
 
-def revive(name: str, floor: int) -> int:
+def revive(name: str, floor: int, *, sure: bool = False) -> int:
     """The tail of a log, for threads; of one that was lost, or has lost its end, far above `floor`.
 
-    `floor` is a seq that was given.
+    `floor` is a seq that was given. `sure`: the caller holds the session's row, so nobody deletes it now.
     """
     tail: Any = valkey.client().eval(
-        _revive, 1, _marks(name), str(floor), str(GAP), str(SECONDS_TO_LIVE), str(PACE)
+        _revive, 1, _marks(name), str(floor), str(GAP), str(SECONDS_TO_LIVE), str(PACE), str(int(sure))
     )
     return int(tail)
 

@@ -1,4 +1,4 @@
-"""Keys by which a tenant's own software manages its agents."""
+"""What a tenant's own software shows: keys of its own, and secrets to sign its end users' tokens with."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from django.db import models
 from django.utils.translation import gettext_lazy as _
 
 from core.models.base import TenantModel
+from core.secrets import encrypt
+from core.tenancy import across_tenants
 
 AREAS = ("agents", "chat", "knowledge", "tools", "workflows", "webhooks", "usage", "sessions")
 SCOPES = tuple(f"{area}:{right}" for area in AREAS for right in ("read", "write"))
@@ -57,7 +59,41 @@ class ApiKey(TenantModel):
         match = _key_pattern.match(text)
         if match is None:
             return None
-        key: ApiKey | None = cls.unscoped.filter(prefix=match.group(1), revoked_at=None).first()
+        with across_tenants():
+            key: ApiKey | None = cls.unscoped.filter(prefix=match.group(1), revoked_at=None).first()
         if key is None or not hmac.compare_digest(key.digest, _digest(match.group(2))):
             return None
         return key
+
+
+class EndUserSecret(TenantModel):
+    """A secret that a tenant's back end signs end users' tokens with: encrypted, shown once, revocable.
+
+    Several may live at once: a new one is taken into use before the old one is revoked. `prefix` is its
+    public name, the `kid` of tokens.
+    """
+
+    prefix = models.CharField(_("prefix"), max_length=12, unique=True, editable=False)
+    name = models.CharField(_("name"), max_length=80)
+    encrypted = models.TextField(blank=True, editable=False)  # nothing is left of a revoked one
+    created_at = models.DateTimeField(_("created at"), auto_now_add=True)
+    revoked_at = models.DateTimeField(_("revoked at"), null=True, blank=True, editable=False)
+
+    class Meta(TenantModel.Meta):
+        verbose_name = _("end-user secret")
+        verbose_name_plural = _("end-user secrets")
+        indexes = [
+            models.Index(
+                name="end_user_secret_living", fields=["tenant"], condition=models.Q(revoked_at=None)
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name} (nbs_{self.prefix}_…)"
+
+    def mint(self) -> str:
+        """Give this unsaved secret its text and return it: nobody can read it again."""
+        self.prefix = secrets.token_hex(6)
+        text = f"nbs_{self.prefix}_{secrets.token_urlsafe(32)}"
+        self.encrypted = encrypt(text)
+        return text

@@ -22,6 +22,7 @@ class Notice(TenantModel):
     body = models.JSONField(_("body"))
     created_at = models.DateTimeField(_("created at"), db_default=Now())
     relayed_at = models.DateTimeField(_("relayed at"), null=True)
+    traceparent = models.CharField(_("trace"), max_length=55, blank=True, default="", db_default="")
 
     class Meta(TenantModel.Meta):
         verbose_name = _("notice")

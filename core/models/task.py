@@ -93,6 +93,9 @@ class Task(TenantModel):
     finished_at = models.DateTimeField(_("finished at"), null=True)
     cancelled_at = models.DateTimeField(_("cancelled at"), null=True)
     cancelled_by = models.CharField(_("cancelled by"), max_length=255, blank=True)
+    # Of whoever asked for it: the W3C header and the request, for logs and spans (core.tracing).
+    traceparent = models.CharField(_("trace"), max_length=55, blank=True, default="", db_default="")
+    request_id = models.CharField(_("request id"), max_length=64, blank=True, default="", db_default="")
 
     class Meta(TenantModel.Meta):
         verbose_name = _("task")
@@ -110,6 +113,14 @@ class Task(TenantModel):
             ),
             models.Index(name="task_due", fields=["due_at"], condition=models.Q(status__in=CLAIMABLE)),
             models.Index(name="task_lease", fields=["lease_until"], condition=models.Q(status__in=RUNNING)),
+            models.Index(
+                name="task_session", fields=["tenant", "session_id"], condition=~models.Q(session_id="")
+            ),
+            models.Index(
+                name="task_execution",
+                fields=["tenant", "-created_at"],
+                condition=models.Q(session_id="", agent_id__isnull=False),
+            ),
             models.Index(
                 name="task_serial",
                 fields=["serial_key", "ordinal"],

@@ -18,8 +18,23 @@ slug_validator = RegexValidator(
 )
 
 
+MOST_RETENTION_DAYS = 36_500
+
+
 class Tier(models.Model):
     """What a plan allows. A bound that is None is none."""
+
+    # Fields of a tier that counts nobody, and lets as much wait as comes.
+    UNLIMITED = dict.fromkeys(
+        (
+            "ip_requests_per_minute",
+            "ip_connects_per_minute",
+            "session_messages_per_minute",
+            "agent_requests_per_minute",
+            "tenant_requests_per_minute",
+            "max_waiting",
+        )
+    )
 
     slug = models.CharField(_("slug"), max_length=40, primary_key=True, validators=[slug_validator])
     name = models.CharField(_("name"), max_length=80)
@@ -82,6 +97,59 @@ class Tier(models.Model):
         validators=[MinValueValidator(1)],
         help_text=_("Tokens that one answer may have; no bound when empty."),
     )
+    ip_requests_per_minute = models.PositiveIntegerField(
+        _("requests of one address"),
+        null=True,
+        blank=True,
+        default=600,
+        validators=[MinValueValidator(1)],
+        help_text=_(
+            "A minute, over HTTP and over sockets; about a hundred of them may come at once. IPv6 counts by"
+            " networks of 64 bits. No limit when empty."
+        ),
+    )
+    ip_connects_per_minute = models.PositiveIntegerField(
+        _("connects of one address"),
+        null=True,
+        blank=True,
+        default=300,
+        validators=[MinValueValidator(1)],
+        help_text=_("Sockets that one address may open in a minute; no limit when empty."),
+    )
+    session_messages_per_minute = models.PositiveIntegerField(
+        _("messages of one session"),
+        null=True,
+        blank=True,
+        default=60,
+        validators=[MinValueValidator(1)],
+        help_text=_("Messages that one session may be sent in a minute; no limit when empty."),
+    )
+    agent_requests_per_minute = models.PositiveIntegerField(
+        _("questions to one agent"),
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1)],
+        help_text=_("Messages and runs that one agent may be asked for in a minute; no limit when empty."),
+    )
+    tenant_requests_per_minute = models.PositiveIntegerField(
+        _("requests of all"),
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1)],
+        help_text=_(
+            "Requests that a tenant may get in a minute from everybody together; no limit when empty."
+        ),
+    )
+    max_waiting = models.PositiveIntegerField(
+        _("longest backlog"),
+        null=True,
+        blank=True,
+        default=10_000,
+        validators=[MinValueValidator(1)],
+        help_text=_(
+            "Runs of one tenant that may wait for a worker; further ones are refused. No bound when empty."
+        ),
+    )
 
     class Meta:
         verbose_name = _("tier")
@@ -93,6 +161,17 @@ class Tier(models.Model):
             models.CheckConstraint(name="tier_max_run_seconds", condition=models.Q(max_run_seconds__gt=0)),
             models.CheckConstraint(
                 name="tier_max_output_tokens", condition=models.Q(max_output_tokens__gte=1)
+            ),
+            models.CheckConstraint(
+                name="tier_rates",
+                condition=models.Q(
+                    ip_requests_per_minute__gte=1,
+                    ip_connects_per_minute__gte=1,
+                    session_messages_per_minute__gte=1,
+                    agent_requests_per_minute__gte=1,
+                    tenant_requests_per_minute__gte=1,
+                    max_waiting__gte=1,
+                ),
             ),
         ]
 
@@ -117,10 +196,28 @@ class Tenant(models.Model):
     name = models.CharField(_("name"), max_length=120)
     tier = models.ForeignKey(Tier, verbose_name=_("tier"), on_delete=models.PROTECT, related_name="tenants")
     created_at = models.DateTimeField(_("created at"), auto_now_add=True)
+    retention_days = models.PositiveIntegerField(
+        _("days that sessions are kept"),
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1), MaxValueValidator(MOST_RETENTION_DAYS)],
+        help_text=_(
+            "Sessions in which nothing was said for so many days are deleted with all that belongs to"
+            " them; for ever when empty."
+        ),
+    )
+    # Switched off: nobody chats with its agents, and nothing of theirs runs.
+    suspended_at = models.DateTimeField(_("suspended at"), null=True, editable=False)
+    suspended_reason = models.CharField(_("reason"), max_length=500, blank=True, editable=False)
+    # Whether one of its agents has ever not been open to all: only then sockets ask whose they are.
+    guarded = models.BooleanField(default=False, editable=False)
 
     class Meta:
         verbose_name = _("tenant")
         verbose_name_plural = _("tenants")
+        constraints = [
+            models.CheckConstraint(name="tenant_retention_days", condition=models.Q(retention_days__gte=1))
+        ]
 
     def __str__(self) -> str:
         return self.id

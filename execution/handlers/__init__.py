@@ -1,5 +1,5 @@
-"""The workshop's handlers, a module per thing: runs, tenants' providers, checks of agents."""
+"""The workshop's handlers, a module per thing: runs, budgets, tenants' providers, checks of agents."""
 
-from execution.handlers import checks, providers, runs
+from execution.handlers import budgets, checks, providers, runs
 
-__all__ = ["checks", "providers", "runs"]
+__all__ = ["budgets", "checks", "providers", "runs"]

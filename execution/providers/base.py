@@ -32,7 +32,8 @@ class ProviderError(Exception):
     """A call that did not give an answer. The class name is the `error_type` clients see.
 
     `message` is safe to show to an end user: it never holds keys, addresses or provider text.
-    `detail` is for the log. `before_first_token` says whether nothing had been streamed yet.
+    `detail` is for the log; `said` are the provider's own words, which may quote what it was asked: for
+    whoever looks for them. `before_first_token` says whether nothing had been streamed yet.
     `retry_after` (seconds) is what the provider asked for, if it did.
     """
 
@@ -40,10 +41,16 @@ class ProviderError(Exception):
     retryable: ClassVar[bool] = False
 
     def __init__(
-        self, detail: str = "", *, before_first_token: bool = True, retry_after: float | None = None
+        self,
+        detail: str = "",
+        *,
+        said: str = "",
+        before_first_token: bool = True,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(detail or self.message)
         self.detail = detail
+        self.said = said
         self.before_first_token = before_first_token
         self.retry_after = retry_after
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from execution.messages import ChatMessage, Finished, FinishReason, ModelEvent, ModelRequest, TextDelta, Usage
 from execution.providers.base import DeadlineExceeded
+from execution.stops import until
 
 # A token is a word with the space before it; very long words are several tokens.
 _TOKEN = re.compile(r"\s*\S{1,24}|\s+")
@@ -43,7 +44,10 @@ class Scripted:
         loop = asyncio.get_running_loop()
         started = loop.time()
         ends_at = started + request.deadlines.total
-        tokens = tokenize(_answer(request))
+        answer = _answer(request)
+        if request.stop and (kept := until(answer, request.stop)) is not None:
+            answer = kept
+        tokens = tokenize(answer)
         reason: FinishReason = "stop"
         if request.max_output_tokens is not None and len(tokens) > request.max_output_tokens:
             tokens = tokens[: request.max_output_tokens]

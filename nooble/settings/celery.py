@@ -1,5 +1,8 @@
 """Celery: a messenger. What runs, and how it ended, is told by the Task row."""
 
+import time
+
+from celery.beat import BeatLazyFunc
 from kombu import Queue
 
 from core.broker.urls import broker_url
@@ -35,6 +38,11 @@ CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = False
 CELERY_BEAT_SCHEDULER = "celery.beat:Scheduler"  # the schedule is code: no state file
 CELERY_BEAT_SCHEDULE = {
-    f"probe-{domain}": {"task": "core.probe", "schedule": 10.0, "args": [domain]} for domain in DOMAINS
+    f"probe-{domain}": {"task": "core.probe", "schedule": 10.0, "args": [domain, BeatLazyFunc(time.time)]}
+    for domain in DOMAINS
+} | {
+    # A round that nobody has begun by the next one is not needed any more.
+    "sessions": {"task": "conversations.round", "schedule": 60.0, "options": {"expires": 60.0}},
+    "batches": {"task": "batch.round", "schedule": 60.0, "options": {"expires": 60.0}},
 }
 CELERY_TIMEZONE = "UTC"

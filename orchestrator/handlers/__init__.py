@@ -1,5 +1,5 @@
 """The front door's handlers, a module per domain."""
 
-from orchestrator.handlers import chat, services, webhooks, websocket
+from orchestrator.handlers import batches, chat, executions, services, webhooks, websocket
 
-__all__ = ["chat", "services", "webhooks", "websocket"]
+__all__ = ["batches", "chat", "executions", "services", "webhooks", "websocket"]

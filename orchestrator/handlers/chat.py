@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import redis
 from django.db import transaction
 from django.utils.translation import gettext as _
 
-from agents.errors import AgentNotFound
 from agents.selectors import agent_live, agent_version
 from conversations.actions import ConversationAppendAction, ConversationOpenAction
 from conversations.errors import SessionBusy
+from conversations.fields import title_of
+from conversations.models import serial_key
 from conversations.selectors import session_seq
 from core.actions.bus import enqueue, execute
 from core.actions.registry import handles
@@ -21,10 +23,13 @@ from core.actions.tasks import TaskCancelAction
 from core.errors import CannotCancel
 from core.events.groups import session_name
 from core.events.log import begin, last_seq_sync, revive
+from core.events.publisher import tell_access
 from core.ids import new_session_id
 from core.models import Task
+from core.ratelimits import count_question
 from core.selectors import tenant_limits
 from core.tenancy import current_tenant_id
+from execution.accounting import check_budgets
 from execution.actions import ExecuteAgentAction
 from orchestrator.access import Resume
 from orchestrator.actions import (
@@ -37,11 +42,11 @@ from orchestrator.actions import (
     TaskState,
     WebSocketSendAction,
 )
+from orchestrator.admission import admit, admit_to_session
 from orchestrator.selectors import chat_task
+from orchestrator.throttling import check_room, estimated_seconds
 
 logger = logging.getLogger(__name__)
-
-ESTIMATED_SECONDS = 8.0
 
 
 @handles(ChatSendMessageAction, atomic=False)
@@ -51,19 +56,32 @@ def send_message(action: ChatSendMessageAction) -> ChatMessageSent:
     Killed before the commit: nothing has happened. After it: the sweeper publishes.
     """
     tenant_id = current_tenant_id()
-    agent = agent_live(action.agent_id)
-    if agent.tenant_id != tenant_id:
-        raise AgentNotFound()
+    agent = agent_live(action.agent_id, tenant_id)
+    action = admit(agent, action)
+    count_question(tenant_id, agent.agent_id, action.session_id)
+    check_room(tenant_id)
     session_id = action.session_id or new_session_id()
     user_id = action.user_info.user_id
+    check_budgets(agent.agent_id, agent.version_id, user_id, (action.message,))
     # Before the transaction: what waits for Valkey holds no lock of the session's.
     tail = _tail(tenant_id, session_id) if action.session_id else None
     with transaction.atomic():
         session = execute(
-            ConversationOpenAction(session_id=session_id, agent_id=agent.agent_id, user_id=user_id)
+            ConversationOpenAction(
+                session_id=session_id,
+                agent_id=agent.agent_id,
+                user_id=user_id,
+                user_info=action.user_info.about,
+                title=title_of(action.message),
+            )
         )
         # Nobody else knows a session that this transaction makes.
-        line = [] if session.created else Task.line_up(_serial_key(session.row_id))
+        line = [] if session.created else Task.line_up(serial_key(session.row_id))
+        if not session.created:
+            admit_to_session(agent, session_id)
+        elif action.session_id is not None and not agent.access.is_open:
+            # Before its first event: who waits for a session of that name may not be the one to hear it.
+            transaction.on_commit(partial(tell_access, tenant_id, session_id))
         if line:
             _make_way(agent_version(agent.version_id).config.multitask_strategy, line, user_id)
         task = _enqueue_run(action, agent.version_id, session_id, session.row_id, behind=bool(line))
@@ -73,7 +91,10 @@ def send_message(action: ChatSendMessageAction) -> ChatMessageSent:
                 task_id=task.pk,
                 role="user",
                 text=action.message,
-                seq=tail if tail is not None else _begun(tenant_id, session_id, new=session.created),
+                # A tail that was there before its session may be that of a deleted one.
+                seq=_begun(tenant_id, session_id, new=session.created)
+                if tail is None or session.created
+                else tail,
             )
         )
     sent: dict[str, Any] = {
@@ -81,18 +102,13 @@ def send_message(action: ChatSendMessageAction) -> ChatMessageSent:
         "session_id": session_id,
         "status": task.status,
         "queue": task.queue,
-        "estimated_time": ESTIMATED_SECONDS,
+        "estimated_time": estimated_seconds(tenant_id, behind=len(line)),
         "websocket_url": f"/ws/{tenant_id}/{session_id}",
         "events_url": f"/api/v1/chat/stream/{task.pk}",
     }
     if session.created:
         sent["resume_token"] = Resume(tenant_id, session_id, from_seq=0).token()
     return ChatMessageSent(**sent)
-
-
-def _serial_key(session_row_id: int) -> str:
-    """A session's runs go one at a time, in order."""
-    return f"session:{session_row_id}"
 
 
 def _make_way(strategy: str, line: list[Task], user_id: str) -> None:
@@ -104,6 +120,8 @@ def _make_way(strategy: str, line: list[Task], user_id: str) -> None:
             # One that is being cancelled, or has just ended, is out of the way already.
             with suppress(CannotCancel):
                 execute(TaskCancelAction(task_id=task.pk, by=user_id or "system"))
+    else:
+        check_room(current_tenant_id(), behind=len(line))
 
 
 def _enqueue_run(
@@ -123,7 +141,7 @@ def _enqueue_run(
         callback=lambda task_id: WebSocketSendAction(session_id=session_id, task_id=task_id),
         agent_id=action.agent_id,
         session_id=session_id,
-        serial_key=_serial_key(session_row_id),
+        serial_key=serial_key(session_row_id),
         behind=behind,
     )
 
@@ -143,8 +161,8 @@ def _begun(tenant_id: str, session_id: str, *, new: bool) -> int:
     floor = 0 if new else session_seq(session_id) or 0
     try:
         if not new:
-            return revive(name, floor)
-        begin(name)
+            return revive(name, floor, sure=True)
+        return begin(name)
     except redis.RedisError:
         logger.warning("the session log is away")
     return floor

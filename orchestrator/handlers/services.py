@@ -24,7 +24,7 @@ from core.models.task import FINAL
 from core.outbox import notify
 from core.selectors import tenant_limits
 from core.tenancy import current_tenant_id
-from execution.events import RunFailed, RunStarted
+from execution.events import RunFailed, RunProgress, RunStarted
 from orchestrator.actions import ServiceTellAction, WebSocketSendAction
 from orchestrator.errors import EventRefused, TaskIsOpen
 
@@ -43,6 +43,10 @@ class Anything(BaseModel):
     """Whatever the service has to say."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class Progress(RunProgress):
+    stage: str = ""
 
 
 class Failed(RunFailed):
@@ -67,7 +71,7 @@ class OfTemplate(Anything):
 PROGRESS: dict[str, type[BaseModel]] = {
     "agent_execution_started": RunStarted,
     "agent_response_token": Token,
-    "agent_execution_progress": Anything,
+    "agent_execution_progress": Progress,
 }
 ENDS: dict[str, type[BaseModel]] = {
     "agent_execution_completed": Anything,

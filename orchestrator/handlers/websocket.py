@@ -21,8 +21,11 @@ def send_message(action: WebSocketSendAction) -> None:
 
     Done twice, the log refuses the second time.
     """
-    task = Task.objects.get(pk=action.task_id)
-    floor = max(1, task_seq(task.pk))
+    task = Task.objects.filter(pk=action.task_id).first()
+    if task is None:
+        return  # deleted with its session
+    # What never began has told nobody anything.
+    floor = max(1, task_seq(task.pk)) if task.session_id or task.started_at is not None else 0
 
     async def tell() -> None:
         for event in ending_of(task):

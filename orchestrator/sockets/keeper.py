@@ -8,6 +8,7 @@ import logging
 import random
 import time
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -15,18 +16,22 @@ import redis
 from channels.layers import get_channel_layer
 from django.conf import settings
 
+from core.away import SERVICE_AWAY
 from core.errors import NoobleError
 from core.events import log
 from core.events.base import control
+from orchestrator.admission import Listener, verdicts
 from orchestrator.errors import NoSignOfLife, SlowReader
 from orchestrator.sockets.census import Census, census
 from orchestrator.sockets.forwarding import Forwarding
 from orchestrator.sockets.link import Link
+from orchestrator.threads import call_in
 
 logger = logging.getLogger(__name__)
 
 TELL_SECONDS = 2.0
 TAILS_SECONDS = 5.0
+RIGHTS_SECONDS = 5.0
 UNEASY_SECONDS, RETRY_SECONDS = 10.0, 1.0  # for so long after one has failed, they are looked at so often
 STALL_SECONDS = 10.0  # a reader may take next to nothing for so long
 LIFE_SECONDS = 4 * 60 * 60.0  # then a socket moves on, to whatever process is there by then
@@ -38,7 +43,9 @@ PING = control("ping")
 RECONNECT = control("reconnect")
 
 # Close codes of a socket that was open.
-NO_SIGN_OF_LIFE, SLOW_READER, GOING_AWAY = 4408, 4409, 1012
+NOT_ALLOWED, NO_SIGN_OF_LIFE, SLOW_READER, GOING_AWAY = 4403, 4408, 4409, 1012
+
+_threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rights")
 
 
 class Socket(Protocol):
@@ -46,6 +53,7 @@ class Socket(Protocol):
 
     link: Link
     forwarding: Forwarding | None  # of a log, where it hears one
+    listener: Listener | None  # of a session, where it hears one
 
     async def send(self, text_data: str | None = None) -> None: ...
 
@@ -77,6 +85,8 @@ class Keeper:
         self._beat: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
         self._telling: asyncio.Task[None] | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._asks_again = False
         self._uneasy_until = 0.0
         self._errands: set[asyncio.Task[None]] = set()
 
@@ -104,7 +114,7 @@ class Keeper:
                 await asyncio.wait_for(self._census.leave(), LEAVE_SECONDS)
 
     async def _beat_forever(self) -> None:
-        tell_at = look_at = time.monotonic()
+        tell_at = look_at = ask_at = time.monotonic()
         while True:
             now = time.monotonic()
             for socket, vigil in list(self._open.items()):
@@ -115,9 +125,18 @@ class Keeper:
             if now >= look_at and (self._looking is None or self._looking.done()):
                 look_at = now + (RETRY_SECONDS if now < self._uneasy_until else TAILS_SECONDS)
                 self._looking = self._run(self._look_at_tails())
+            if now >= ask_at:
+                ask_at = now + RIGHTS_SECONDS
+                self.ask_for_rights()
             await asyncio.sleep(
                 min(1.0, settings.WEBSOCKET_PING_INTERVAL / 4, settings.WEBSOCKET_PING_TIMEOUT / 4)
             )
+
+    def ask_for_rights(self) -> None:
+        """Send those away who may not listen any more. Asked for while it asks, it asks once more."""
+        self._asks_again = True
+        if self._asking is None or self._asking.done():
+            self._asking = self._run(self._ask_for_rights())
 
     def _run(self, errand: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """By itself: nothing that one socket waits for holds up the others."""
@@ -178,6 +197,22 @@ class Keeper:
             return
         for forwarding, tail in zip(forwardings, tails, strict=True):
             forwarding.look(tail or 0)
+
+    async def _ask_for_rights(self) -> None:
+        while self._asks_again:
+            self._asks_again = False
+            sockets = [(socket, socket.listener) for socket in self._open if socket.listener is not None]
+            if not sockets:
+                return
+            try:
+                found = await call_in(_threads, verdicts, [listener for _, listener in sockets])
+            except SERVICE_AWAY as error:
+                logger.warning("who may listen is not known: %s", error)
+                return
+            for socket, listener in sockets:
+                refusal = found.get(listener)
+                if refusal is not None:
+                    self._run(socket.refuse(NOT_ALLOWED, refusal))
 
 
 @functools.cache

@@ -16,8 +16,11 @@ from django.conf import settings
 from django.http import HttpRequest
 from django.utils import translation
 
+from core import metrics
+from core.addresses import client_address
 from core.api.errors import named
 from core.api.parsers import parse_json
+from core.audit import Origin, asked_by
 from core.away import SERVICE_AWAY
 from core.errors import (
     BodyTooLarge,
@@ -28,7 +31,10 @@ from core.errors import (
     ValidationFailed,
 )
 from core.events.base import control
-from orchestrator.access import origin_is_sound
+from core.models.audit import AuditSource
+from core.origins import origin_is_sound
+from core.ratelimits import count_strangers_connect, token_refused
+from orchestrator.admission import Listener
 from orchestrator.errors import TooManyConnections
 from orchestrator.sockets.census import census
 from orchestrator.sockets.forwarding import Forwarding
@@ -71,8 +77,11 @@ class ClientSocket(AsyncWebsocketConsumer):  # type: ignore[misc]
     is_counted = False
     has_ended = False
     forwarding: Forwarding | None = None
+    listener: Listener | None = None
+    origin: str | None  # of the page, if it is one
     groups: list[str]
     language: str
+    address: str | None  # of the client, as far as we know it
 
     async def open(self) -> None:
         """Admit the client, `enter`, greet it, and let the keeper know. Raises Refused."""
@@ -165,19 +174,38 @@ class ClientSocket(AsyncWebsocketConsumer):  # type: ignore[misc]
 
     async def connect(self) -> None:
         headers = dict(self.scope["headers"])
-        origin = headers.get(b"origin")
-        if origin is not None and not origin_is_sound(origin.decode("latin-1")):
+        self.address = _address(self.scope)
+        self.origin = headers[b"origin"].decode("latin-1") if b"origin" in headers else None
+        if self.origin is not None and not (
+            origin_is_sound(self.origin) and await self.welcomes(self.origin)
+        ):
             await self.close()  # before the handshake: HTTP 403
             return
         self.language = _language(headers)
         await self.accept(picked(self.scope))
         self.is_accepted = True
         try:
-            await self.open()
+            with asked_by(Origin(AuditSource.SOCKET, ip=self.address)):
+                await self._open()
         except Refused as refused:
             await self.refuse(refused.code, refused.error)
+        except RateLimited as error:
+            await self.refuse(TOO_MANY, error)
         except SERVICE_AWAY as error:
             await self.refuse(TRY_AGAIN, named(error))
+
+    async def welcomes(self, origin: str) -> bool:
+        """Whether a page of this origin may open the socket at all."""
+        return True
+
+    async def _open(self) -> None:
+        """What concerns no tenant is counted by its address. Raises Refused, RateLimited."""
+        try:
+            await self.open()
+        except Refused as refused:
+            if refused.code in (UNKNOWN, MALFORMED):
+                await self.in_thread(count_strangers_connect)
+            raise
 
     def offered(self, prefix: str) -> str | None:
         """The token that the client offered with this prefix beside our subprotocol. Raises Refused."""
@@ -208,14 +236,17 @@ class ClientSocket(AsyncWebsocketConsumer):  # type: ignore[misc]
     # --- Going -------------------------------------------------------------------------------------
 
     async def refuse(self, code: int, error: NoobleError) -> None:
+        """Say why, and close: with 4429 whatever the code, where it was too often."""
         with translation.override(self.language):
-            await self.end(code, control("error", error.as_dict()))
+            told = control("error", error.as_dict())
+        await self.end(TOO_MANY if isinstance(error, RateLimited) else code, told)
 
     async def end(self, code: int, text: str) -> None:
         """Say a last thing and close; what comes in from now on is not heard any more."""
         if self.has_ended:
             return
         self.has_ended = True
+        metrics.SOCKETS_CLOSED.add(str(code))
         self.forget()
         await self.send(text_data=text)
         with suppress(Disconnected):
@@ -273,6 +304,12 @@ class ClientSocket(AsyncWebsocketConsumer):  # type: ignore[misc]
         await self.send(text_data=control("pong"))
         return True
 
+    async def token_refused(self, error: NoobleError) -> NoobleError:
+        """What a client gets whose token does not verify: after too many of its address, RateLimited."""
+        with asked_by(Origin(AuditSource.SOCKET, ip=self.address)):
+            refusal: NoobleError = await self.in_thread(token_refused, error)
+        return refusal
+
     async def in_thread(self, function: Any, *args: Any) -> Any:
         """`function(*args)`, which may ask the database."""
         return await call_in(_threads, function, *args)
@@ -288,6 +325,12 @@ _OF_THE_SERVER = {
 def picked(scope: dict[str, Any]) -> str | None:
     """Our subprotocol, whenever the client offers it."""
     return PROTOCOL if PROTOCOL in scope["subprotocols"] else None
+
+
+def _address(scope: dict[str, Any]) -> str | None:
+    peer, *_ = scope.get("client") or (None,)
+    hops = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"]
+    return client_address(peer, ",".join(hops))
 
 
 def _language(headers: dict[bytes, bytes]) -> str:

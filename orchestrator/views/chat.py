@@ -9,10 +9,11 @@ from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from agents.errors import AgentNotFound
 from agents.selectors import agent_live
 from core.api.views import ActionView
-from core.models import ApiKey
+from core.errors import ValidationFailed
+from core.ids import SLUG_PATTERN
+from core.ratelimits import count_request, request_of
 from core.tenancy import tenant_scope
 from orchestrator.actions import (
     CancelBody,
@@ -22,14 +23,18 @@ from orchestrator.actions import (
     ChatSendMessageAction,
     TaskBody,
 )
-from orchestrator.idempotency import HEADER, Once
+from orchestrator.admission import RESUME_HEADER, Visitor, visited_by
+from orchestrator.authentication import KEY_OR_TOKEN
+from orchestrator.idempotency import HEADER, KEY, Once
 from orchestrator.selectors import task_tenant
 from orchestrator.serializers import ChatMessageAnswer, TaskCancelledAnswer, TaskStateAnswer
 
-_TENANT = OpenApiParameter("tenant_id", str, description="The task's tenant; another one answers 404")
+_TENANT = OpenApiParameter(
+    "tenant_id", str, pattern=SLUG_PATTERN, description="The task's tenant; another one answers 404"
+)
 _ONCE = OpenApiParameter(
     HEADER,
-    str,
+    KEY,
     OpenApiParameter.HEADER,
     description=(
         "16 to 255 printable ASCII characters. For 24 hours the same request with the same key has no"
@@ -39,27 +44,43 @@ _ONCE = OpenApiParameter(
 )
 
 
+_RESUME = OpenApiParameter(
+    RESUME_HEADER,
+    str,
+    OpenApiParameter.HEADER,
+    description="The session's resume token, where the agent requires one",
+)
+# Nothing for agents that are open to all; a key or an end-user token for the others.
+WHO: Any = [{}, {"tenantKey": []}, {"endUserToken": []}]
+
+
 class SendMessageView(ActionView):
+    authentication_classes = KEY_OR_TOKEN
+    callers = "anybody, where the agent asks for nothing; tenant key `chat:write`, end-user token"
+
     @extend_schema(
         operation_id="chat_send_message",
-        auth=[],
-        parameters=[_ONCE],
+        auth=WHO,
+        parameters=[_ONCE, _RESUME],
         request=ChatMessageBody,
         responses={202: ChatMessageAnswer},
     )
     def post(self, request: Request) -> Response:
-        """Ask an agent. 202: the question is stored, the answer comes over the session's WebSocket."""
+        """Ask an agent. 202: the question is stored, the answer comes over the session's WebSocket.
+
+        An agent may ask for a key or an end-user token, and browsers for an origin that it allows: else 403.
+        """
         body = self.body(request)
         action = ChatSendMessageAction(**ChatMessageBody(**body).__dict__)
+        agent = agent_live(action.agent_id, action.tenant_id)
+        count_request(agent.tenant_id)
+        visitor = Visitor.of_request(request, agent.tenant_id)
         key = request.headers.get(HEADER)
         once = None
         if key is not None:
-            owner = request.auth if isinstance(request.auth, ApiKey) else None
+            owner = visitor.key or visitor.user
             once = Once.of(key, body, action.agent_id, action.session_id, owner)
-        agent = agent_live(action.agent_id)
-        if action.tenant_id not in (None, agent.tenant_id):
-            raise AgentNotFound()
-        with tenant_scope(agent.tenant_id):
+        with tenant_scope(agent.tenant_id), visited_by(visitor):
             return once.answer(lambda: self._send(request, action)) if once else self._send(request, action)
 
     def _send(self, request: Request, action: ChatSendMessageAction) -> Response:
@@ -82,12 +103,16 @@ def websocket_url(request: HttpRequest | Request, path: str) -> str:
 
 
 class _TaskView(ActionView):
+    # The task's id is enough: an end-user token that comes along is not looked at.
+    authentication_classes = KEY_OR_TOKEN
+    callers = "who has the task's id"
+
     def _status(self, request: Request, fields: dict[str, Any]) -> Response:
-        with tenant_scope(task_tenant(fields["task_id"], fields.get("tenant_id"))):
+        with request_of(task_tenant(fields["task_id"], fields.get("tenant_id"))):
             return self.respond(request, ChatGetStatusAction(**fields))
 
     def _cancel(self, request: Request, fields: dict[str, Any]) -> Response:
-        with tenant_scope(task_tenant(fields["task_id"], fields.get("tenant_id"))):
+        with request_of(task_tenant(fields["task_id"], fields.get("tenant_id"))):
             return self.respond(request, ChatCancelTaskAction(**fields))
 
 
@@ -137,9 +162,13 @@ class CancelAliasView(_TaskView):
 
 def _tenant(request: Request) -> dict[str, str]:
     tenant_id = request.query_params.get("tenant_id")
-    return {"tenant_id": tenant_id} if tenant_id else {}
+    return {"tenant_id": tenant_id} if tenant_id is not None else {}
 
 
-def _flag(request: Request) -> dict[str, str]:
+def _flag(request: Request) -> dict[str, bool]:
     flag = request.query_params.get("only_if_queued")
-    return {"only_if_queued": flag} if flag is not None else {}
+    if flag is None:
+        return {}
+    if flag not in ("true", "false"):
+        raise ValidationFailed(details={"only_if_queued": "true or false"})
+    return {"only_if_queued": flag == "true"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,30 +13,37 @@ from django.templatetags.static import static
 from django.utils.decorators import method_decorator
 from django.utils.translation import gettext as _
 from django.views import View
-from django.views.decorators.clickjacking import xframe_options_sameorigin
 from django.views.decorators.csrf import csrf_exempt
 
 from agents.errors import AgentNotFound
 from agents.selectors import agent_get, agent_live, agent_version
 from core.api.errors import body_of
-from core.errors import MethodNotAllowed
+from core.errors import MethodNotAllowed, Suspended
 from core.ids import parse_uuid
+from core.origins import as_browsers_write
 from core.tenancy import tenant_scope
 from orchestrator.views.chat import websocket_url
 
 
 # Nothing here acts on a cookie: a POST is a wrong method, not a forgery.
-@method_decorator([csrf_exempt, xframe_options_sameorigin], name="dispatch")
+@method_decorator(csrf_exempt, name="dispatch")
 class PageView(View):
     """A page that runs our own script only, and talks to nobody but us."""
 
     http_method_names = ["get", "head"]
 
     def page(
-        self, request: HttpRequest, template: str, context: dict[str, Any] | None = None, status: int = 200
+        self,
+        request: HttpRequest,
+        template: str,
+        context: dict[str, Any] | None = None,
+        status: int = 200,
+        frames: Iterable[str] = (),
     ) -> HttpResponse:
+        """The page; besides our own pages those of the origins `frames` may show it inside of them."""
         response = render(request, f"orchestrator/{template}.html", context, status=status)
-        response["Content-Security-Policy"] = _policy(request)
+        response["Content-Security-Policy"] = _policy(request, frames)
+        response["X-Frame-Options"] = "SAMEORIGIN"  # for browsers that know no frame-ancestors
         response["Cache-Control"] = "no-cache"
         return response
 
@@ -58,16 +66,27 @@ class ChatPageView(PageView):
                 agent = agent_get(pk)
         except AgentNotFound:
             return self.page(request, "not_found", status=404)
+        except Suspended:
+            return self._closed(request, _("This agent is switched off at the moment."))
+        access = live.access
+        if access.kind == "key":
+            return self._closed(request, _("Only software with a key of its owner's talks to this agent."))
+        if access.origins and _own_origin(request) not in access.origins:
+            return self._closed(request, _("This agent is there for other web pages only."))
         config = {
             "agent_id": str(agent.pk),
             "agent_name": agent.name,
             "sockets": websocket_url(request, f"/ws/{tenant_id}/"),
+            # Of the pages around ours, which may tell us who is chatting; null where nobody need say it.
+            "signers": sorted(access.origins or {_own_origin(request)}) if access.kind == "signed" else None,
             "strings": _strings(),
         }
         greeting = agent_version(live.version_id).config.greeting
-        return self.page(
-            request, "chat", {"agent": agent, "greeting": greeting, "config": json.dumps(config)}
-        )
+        context = {"agent": agent, "greeting": greeting, "config": json.dumps(config)}
+        return self.page(request, "chat", context, frames=sorted(access.origins))
+
+    def _closed(self, request: HttpRequest, reason: str) -> HttpResponse:
+        return self.page(request, "closed", {"reason": reason}, status=403)
 
 
 class FrontPageView(PageView):
@@ -82,7 +101,12 @@ class FaviconView(PageView):
         return HttpResponseRedirect(static("orchestrator/favicon.svg"))
 
 
-def _policy(request: HttpRequest) -> str:
+def _own_origin(request: HttpRequest) -> str:
+    """How browsers spell the origin of this very page."""
+    return as_browsers_write(f"{request.scheme}://{request.get_host()}")
+
+
+def _policy(request: HttpRequest, frames: Iterable[str]) -> str:
     """The Content-Security-Policy. The sockets' host is named because older browsers' 'self' is HTTP only."""
     sockets = urlsplit(websocket_url(request, "/"))
     # The grammar of policies has no IPv6 addresses; there 'self' has to do.
@@ -96,7 +120,7 @@ def _policy(request: HttpRequest) -> str:
             f"connect-src 'self'{host}",
             "base-uri 'none'",
             "form-action 'none'",
-            "frame-ancestors 'self'",
+            " ".join(("frame-ancestors 'self'", *frames)),
             "require-trusted-types-for 'script'",
             "trusted-types 'none'",
         )
@@ -114,6 +138,7 @@ def _strings() -> dict[str, str]:
         "failed": _("No answer came."),
         "failed_because": _("No answer came: {reason}"),
         "cut_short": _("The answer reached its greatest length and was cut short."),
+        "out_of_budget": _("The budget is used up: the answer was cut short."),
         "empty": _("The answer is empty."),
         "not_sent": _("Not sent: {reason}"),
         "offline": _("the server cannot be reached. Please check your connection."),
@@ -123,6 +148,7 @@ def _strings() -> dict[str, str]:
         "unexpected": _("something went wrong."),
         "cannot_stop": _("The answer could not be stopped: {reason}"),
         "connecting": _("Connecting…"),
+        "unknown": _("this page does not know who you are. Please open it from its own site."),
         "ended": _("The conversation before has ended. What you write now begins a new one."),
         "answer_from": _("{name} answered: {text}"),
     }

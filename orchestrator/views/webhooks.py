@@ -10,7 +10,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from core.actions.bus import execute
-from core.api.pages import cursor_of, limit_of
+from core.api.pages import PAGE, cursor_of, limit_of
 from core.api.views import KeyView
 from core.errors import ValidationFailed
 from core.ids import parse_uuid
@@ -36,8 +36,6 @@ from orchestrator.selectors import (
 )
 from orchestrator.serializers import DeliveryList, WebhookList
 
-PAGE = [OpenApiParameter("limit", int), OpenApiParameter("cursor", str)]
-
 
 def _shown(resource: Any) -> dict[str, Any]:
     body: dict[str, Any] = resource.model_dump(mode="json", exclude_unset=True)
@@ -54,7 +52,7 @@ def _webhook_id(text: str) -> uuid.UUID:
 class WebhooksView(KeyView):
     area = "webhooks"
 
-    @extend_schema(operation_id="webhooks_list", parameters=PAGE, responses={200: WebhookList})
+    @extend_schema(operation_id="webhooks_list", parameters=[*PAGE], responses={200: WebhookList})
     def get(self, request: Request) -> Response:
         """List the tenant's webhooks, oldest first."""
         limit = limit_of(request)
@@ -112,7 +110,7 @@ class DeliveriesView(KeyView):
         """List what was sent to a webhook and what came of it, newest first."""
         endpoint = webhook_get(_webhook_id(webhook_id))
         limit = limit_of(request)
-        status = request.query_params.get("status") or None
+        status = request.query_params.get("status")
         if status is not None and status not in Delivery.Status.values:
             raise ValidationFailed(details={"status": f"one of {', '.join(Delivery.Status.values)}"})
         deliveries = delivery_list(endpoint, cursor_of(request), status, limit + 1)

@@ -23,12 +23,12 @@ from django.db import connection, transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
 
-from core import aio, outbound
+from core import aio, metrics, outbound, tracing
 from core.actions.bus import execute
 from core.away import DATABASE_AWAY
 from core.models import Notice
 from core.secrets import SecretUnreadable, decrypt
-from core.tenancy import tenant_scope
+from core.tenancy import across_tenants, tenant_scope
 from orchestrator.actions import WebhookRecordAttemptAction
 from orchestrator.models import Delivery, WebhookEndpoint
 from orchestrator.webhooks.signing import headers
@@ -124,6 +124,7 @@ class Postman:
             for delivery in claimed:
                 self._carriers.submit(self._carry, delivery)
 
+    @across_tenants()
     def _claim(self) -> list[Any]:
         with self._lock:
             under_way = list(self._under_way.values())
@@ -152,16 +153,20 @@ class Postman:
         return chosen
 
     def _carry(self, delivery: Delivery) -> None:
-        try:
-            _record(_attempt(delivery), delivery.tenant_id)
-        except Exception:
-            # Its claim runs out, and it is tried again.
-            logger.exception("delivery %s: nobody knows what came of an attempt", delivery.pk)
-        finally:
-            with self._lock:
-                self._under_way.pop(delivery.pk, None)
-            bell.set()  # there is room; and what came after this one of the same subject may go
-            connection.close()
+        with tracing.context(delivery.notice.traceparent):
+            try:
+                with tracing.span("webhook.deliver", "client"):
+                    attempt = _attempt(delivery)
+                _record(attempt, delivery.tenant_id)
+                metrics.WEBHOOK_ATTEMPTS.add("ok" if (attempt.status_code or 0) // 100 == 2 else "failed")
+            except Exception:
+                # Its claim runs out, and it is tried again.
+                logger.exception("delivery %s: nobody knows what came of an attempt", delivery.pk)
+            finally:
+                with self._lock:
+                    self._under_way.pop(delivery.pk, None)
+                bell.set()  # there is room; and what came after this one of the same subject may go
+                connection.close()
 
 
 def _full(counts: Counter[Any], most: int) -> list[Any]:
@@ -218,6 +223,8 @@ async def _post(delivery: Delivery, timestamp: int) -> outbound.Answer:
         keys.append(decrypt(endpoint.previous_secret))
     sent = headers(str(notice.event_id), timestamp, body, keys)
     sent |= {"Content-Type": "application/json", "User-Agent": AGENT}
+    if header := tracing.header():
+        sent[tracing.HEADER] = header
     return await outbound.post(endpoint.url, body=body, headers=sent, allow=settings.OUTBOUND_ALLOW)
 
 

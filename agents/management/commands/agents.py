@@ -20,7 +20,7 @@ from core.api.errors import named
 from core.api.parsers import parse_json
 from core.errors import MalformedRequest, NoobleError
 from core.models import Tenant
-from core.tenancy import tenant_scope
+from core.tenancy import across_tenants, tenant_scope
 
 STREAM = "-"
 
@@ -39,7 +39,9 @@ class Command(BaseCommand):
             verb.add_argument("--tenant", required=True)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if not Tenant.objects.filter(pk=options["tenant"]).exists():
+        with across_tenants():
+            is_known = Tenant.objects.filter(pk=options["tenant"]).exists()
+        if not is_known:
             raise CommandError(f"no tenant is called {options['tenant']}")
         try:
             with tenant_scope(options["tenant"]):

@@ -12,6 +12,7 @@ from django.db import transaction
 from agents.models import AgentTemplate
 from agents.template_actions import TemplateCreateAction
 from core.actions.bus import execute
+from core.tenancy import across_tenants
 
 LIBRARY = Path(__file__).parents[2] / "library"
 
@@ -24,6 +25,7 @@ class Command(BaseCommand):
             if self._make(path):
                 self.stdout.write(f"made {path.stem}")
 
+    @across_tenants()
     @transaction.atomic
     def _make(self, path: Path) -> bool:
         """Whoever edited or renamed a template keeps it: its slug, which is the file's name, counts."""

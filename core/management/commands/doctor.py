@@ -14,6 +14,8 @@ from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
 
 from core.broker.doctor import Finding, Verdict, findings
+from core.postgres.cursors import tenant_tables
+from core.postgres.row_security import bypassed_by, unprotected
 
 # Keys that stand in files for everybody to read, and what Django's own template begins with.
 PUBLIC_KEYS = ("only-for-checks", "django-insecure-", "changeme", "change-me", "secret")
@@ -39,6 +41,7 @@ class Command(BaseCommand):
 def platform(*, prod: bool) -> Iterator[Finding]:
     """What is not the broker's."""
     yield database()
+    yield row_security()
     yield channel_layer()
     yield secret_key(prod=prod)
 
@@ -59,6 +62,25 @@ def database() -> Finding:
             "python manage.py migrate",
         )
     return Finding("database", Verdict.OK, "answers and is migrated")
+
+
+def row_security() -> Finding:
+    """The policies must hold for whoever we are, and stand on every table of tenants."""
+    try:
+        role, open_tables = bypassed_by(), unprotected(tenant_tables())
+    except DatabaseError as error:
+        return Finding("row security", Verdict.FAIL, type(error).__name__, "see the database")
+    if role is not None:
+        return Finding(
+            "row security",
+            Verdict.WARN,
+            f"no policy holds for the role {role}: one wall instead of two stands between tenants",
+            "give DATABASE_URL a role that is no superuser and has NOBYPASSRLS: docker/postgres-roles.sh",
+        )
+    if open_tables:
+        tables = ", ".join(sorted(open_tables))
+        return Finding("row security", Verdict.FAIL, f"open: {tables}", "python manage.py migrate")
+    return Finding("row security", Verdict.OK, "stands on every table of tenants and holds for our role")
 
 
 def channel_layer() -> Finding:

@@ -18,7 +18,7 @@ from core import health
 from core.actions.bus import execute
 from core.models import ApiKey, Tenant, Tier
 from core.models.access import SCOPES
-from core.tenancy import tenant_scope
+from core.tenancy import across_tenants, tenant_scope
 
 DEMO = "demo"
 GREETING = "Hi! I am the demo agent. Ask me anything."
@@ -39,10 +39,11 @@ class Command(BaseCommand):
             raise CommandError("demo data exist only in dev")
         health.forget()  # what the last start's workers could do says nothing about this one's
         call_command("seed_templates")
+        call_command("seed_prices")
         kept = _Kept(settings.NOOBLE_HOME / "demo-access.json")
-        with transaction.atomic():
+        with across_tenants(), transaction.atomic():
             tier, _ = Tier.objects.update_or_create(
-                slug=DEMO, defaults={"name": "Demo", "max_running": 1_000}
+                slug=DEMO, defaults={"name": "Demo", "max_running": 1_000, **Tier.UNLIMITED}
             )
             tenant, _ = Tenant.objects.get_or_create(id=DEMO, defaults={"name": "Demo", "tier": tier})
             with tenant_scope(DEMO):
