@@ -20,6 +20,7 @@ from core.actions.bus import execute
 from core.admin.console import Console, RefusableForm, SavesByAction, display, moment
 from core.errors import NoobleError
 from core.models import ProviderCredential
+from core.models.membership import Role
 from core.tenancy import tenant_scope
 from execution.actions import (
     ProviderCheckAction,
@@ -27,7 +28,10 @@ from execution.actions import (
     ProviderDeleteAction,
     ProviderUpdateAction,
 )
+from execution.budget_admin import BudgetAdmin
 from execution.errors import RunError
+
+__all__ = ["BudgetAdmin", "ProviderAdmin"]
 
 
 class ProviderForm(RefusableForm):
@@ -41,6 +45,7 @@ class ProviderForm(RefusableForm):
 
 @admin.register(ProviderCredential)
 class ProviderAdmin(SavesByAction, Console):
+    changed_by = Role.OWNER
     form = ProviderForm
     list_display = ("name", "tenant", "base_url", "key_shown", "check_shown", "updated_at")
     list_select_related = ("tenant",)

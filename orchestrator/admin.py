@@ -1,4 +1,4 @@
-"""Webhooks in the console: endpoints, and what became of each delivery."""
+"""The front door in the console. Here: webhooks, and what became of each delivery; then batches."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from core.admin.console import (
     pretty,
 )
 from core.ids import parse_uuid
+from core.models.membership import Role
 from core.tenancy import tenant_scope
 from orchestrator.actions import (
     WebhookCreateAction,
@@ -38,8 +39,11 @@ from orchestrator.actions import (
     WebhookRotateAction,
     WebhookUpdateAction,
 )
+from orchestrator.batches.console import BatchAdmin, BatchItemAdmin
 from orchestrator.events import NOTICES
 from orchestrator.models import Delivery, DeliveryAttempt, WebhookEndpoint
+
+__all__ = ["BatchAdmin", "BatchItemAdmin", "DeliveryAdmin", "WebhookAdmin"]
 
 SECRET = _("The secret, shown this once: %(secret)s")
 
@@ -67,6 +71,7 @@ class WebhookForm(RefusableForm):
 
 @admin.register(WebhookEndpoint)
 class WebhookAdmin(SavesByAction, VerbAdmin):
+    changed_by = Role.OWNER
     form = WebhookForm
     list_display = ("url", "tenant", "status_shown", "events_shown", "updated_at")
     list_select_related = ("tenant",)
@@ -201,6 +206,7 @@ class EventFilter(DropdownFilter):  # type: ignore[misc]
 
 @admin.register(Delivery)
 class DeliveryAdmin(LookOnly, VerbAdmin):
+    changed_by = Role.OWNER
     inlines = (AttemptInline,)
     list_display = ("event", "status_shown", "endpoint", "tenant", "failures", "next_attempt", "created")
     list_select_related = ("tenant", "endpoint")

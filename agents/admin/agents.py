@@ -19,16 +19,22 @@ from agents.actions import (
     AgentDuplicateAction,
     AgentPublishAction,
     AgentRestoreAction,
+    AgentSuspendAction,
+    AgentUnsuspendAction,
     AgentUpdateAction,
 )
 from agents.admin.bulk import BulkPages
 from agents.admin.checks import CHECK, CHECKS, FIELDSET, ShowsChecks
 from agents.admin.config_form import CONFIG_FIELDSETS
+from agents.admin.embed import EmbedPages
 from agents.admin.forms import AgentForm
 from agents.errors import StaleVersion
 from agents.models import Agent, AgentVersion
+from core.actions.base import Action
 from core.actions.bus import execute
 from core.admin.console import LookOnly, SavesByAction, Verb, actor_of, display, link, shown_diff
+from core.admin.switch import KillSwitch
+from core.models.membership import Role
 from core.tenancy import tenant_scope
 
 # In other languages than English it agrees with its noun.
@@ -88,7 +94,8 @@ class DeletedFilter(DropdownFilter):  # type: ignore[misc]
 
 
 @admin.register(Agent)
-class AgentAdmin(SavesByAction, ShowsChecks, BulkPages):
+class AgentAdmin(KillSwitch, SavesByAction, ShowsChecks, EmbedPages, BulkPages):
+    changed_by = Role.EDITOR
     form = AgentForm
     inlines = (VersionInline,)
     list_display = (
@@ -166,10 +173,10 @@ class AgentAdmin(SavesByAction, ShowsChecks, BulkPages):
             return shown
         return [*shown, FIELDSET, change] if self.has_change_permission(request, obj) else [*shown, FIELDSET]
 
-    def has_change_permission(self, request: HttpRequest, obj: Agent | None = None) -> bool:
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return bool(super().has_change_permission(request, obj)) and not (obj and obj.deleted_at)
 
-    def has_delete_permission(self, request: HttpRequest, obj: Agent | None = None) -> bool:
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return bool(super().has_delete_permission(request, obj)) and not (obj and obj.deleted_at)
 
     def view_on_site(self, obj: Agent) -> str:
@@ -232,6 +239,15 @@ class AgentAdmin(SavesByAction, ShowsChecks, BulkPages):
         missing = set() if self.has_delete_permission(request) else {self.opts.verbose_name}
         return names, {self.opts.verbose_name_plural: len(names)}, missing, []
 
+    def may_switch(self, request: HttpRequest, obj: Agent) -> bool:
+        return obj.deleted_at is None and super().may_switch(request, obj)
+
+    def suspend_action(self, obj: Agent, reason: str, actor: str) -> Action[Any]:
+        return AgentSuspendAction(agent_id=obj.pk, reason=reason, actor=actor)
+
+    def unsuspend_action(self, obj: Agent, actor: str) -> Action[Any]:
+        return AgentUnsuspendAction(agent_id=obj.pk, actor=actor)
+
     def done(self, obj: Agent, verb: Verb, result: Any) -> Any:
         if verb.name == "duplicate":
             copy = link("admin:agents_agent_change", result.name, result.agent_id)
@@ -241,11 +257,18 @@ class AgentAdmin(SavesByAction, ShowsChecks, BulkPages):
     @display(
         _("status"),
         ordering="status",
-        label={Agent.Status.PUBLISHED: "success", Agent.Status.DRAFT: "warning", "deleted": "danger"},
+        label={
+            Agent.Status.PUBLISHED: "success",
+            Agent.Status.DRAFT: "warning",
+            "deleted": "danger",
+            "suspended": "danger",
+        },
     )
     def status_shown(self, agent: Agent) -> tuple[str, Any]:
         if agent.deleted_at is not None:
             return "deleted", _("deleted")
+        if agent.suspended_at is not None:
+            return "suspended", _("switched off")
         return agent.status, agent.get_status_display()
 
     @display(_("model"))

@@ -21,7 +21,10 @@ WORDS = {
     "fallback_model": (_("fallback model"), ""),
     "instructions": (
         _("instructions"),
-        _("The system prompt. Replaced: {{agent_name}}, {{user_id}}, {{session_id}}, {{date}}, {{time}}."),
+        _(
+            "The system prompt. Replaced: {{agent_name}}, {{user_id}}, {{session_id}}, {{date}}, {{time}},"
+            " and the context variables of the session."
+        ),
     ),
     "temperature": (_("temperature"), _("0 to 2; the provider's own when empty.")),
     "max_output_tokens": (_("max. output tokens"), _("The provider's own bound when empty.")),
@@ -37,6 +40,21 @@ WORDS = {
         _("A provider that fails in the middle of an answer is asked anew, at most 3 times in all."),
     ),
     "greeting": (_("greeting"), _("What the chat page shows before the first message.")),
+    "access": (
+        _("access"),
+        _(
+            "Who may chat: everybody (public), end users with a token that the tenant has signed "
+            "(signed), or the tenant's keys only (key)."
+        ),
+    ),
+    "allowed_origins": (
+        _("allowed origins"),
+        _("The web pages that browsers may chat from, one https://host a line; every page when empty."),
+    ),
+    "require_resume_token": (
+        _("resume token required"),
+        _("Once a session has a message, its id alone opens nothing."),
+    ),
 }
 CONFIG_FIELDS = fields_of(AgentConfig, PREFIX, WORDS)
 ANSWERS = ("config_provider", "config_model", "config_instructions", "config_greeting")
@@ -46,10 +64,12 @@ FAULTS = (
     "config_multitask_strategy",
     "config_restart_after_fault",
 )
+ACCESS = ("config_access", "config_allowed_origins", "config_require_resume_token")
 # What the schema gains appears here by itself.
-LIMITS = [name for name in CONFIG_FIELDS if name not in ANSWERS + FAULTS]
+LIMITS = [name for name in CONFIG_FIELDS if name not in ANSWERS + FAULTS + ACCESS]
 CONFIG_FIELDSETS = (
     (_("Model"), {"fields": (("config_provider", "config_model"), "config_instructions", "config_greeting")}),
+    (_("Access"), {"fields": (ACCESS[:1] + ACCESS[2:], ACCESS[1])}),
     (_("Faults and order"), {"fields": (FAULTS[:2], FAULTS[2:])}),
     (_("Limits"), {"fields": [tuple(LIMITS[at : at + 2]) for at in range(0, len(LIMITS), 2)]}),
 )

@@ -22,6 +22,7 @@ from agents.selectors import agent_document, version_changes, version_get
 from core.actions.bus import execute
 from core.admin.console import VerbAdmin, actor_of, shown_changes
 from core.api.errors import named
+from core.api.parsers import MAX_IMPORT
 from core.errors import NoobleError
 from core.tenancy import tenant_scope
 
@@ -106,6 +107,9 @@ class AgentPages(VerbAdmin):
         return self._page(
             request, "import", None, form=form, media=self.media + form.media, title=_("Import")
         )
+
+    # Bytes of the file, and of the form around it.
+    import_page.max_body = MAX_IMPORT + 2**20  # type: ignore[attr-defined]
 
     def _import_form(self, request: HttpRequest) -> ImportForm:
         form = ImportForm(request.POST or None, request.FILES or None)

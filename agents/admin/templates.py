@@ -25,6 +25,7 @@ from agents.template_actions import (
 )
 from core.actions.bus import execute
 from core.admin.console import RefusableForm, SavesByAction, display, link
+from core.models.membership import Role
 from core.tenancy import tenant_scope
 
 EXAMPLE = '[{"name": "company", "label": "Company", "type": "string", "default": "Acme"}]'
@@ -58,6 +59,7 @@ class TemplateForm(ConfigForm, RefusableForm):
 
 @admin.register(AgentTemplate)
 class AgentTemplateAdmin(SavesByAction, InstantiatePages):
+    changed_by = Role.EDITOR
     form = TemplateForm
     list_display = (
         "name",

@@ -10,6 +10,7 @@ import datetime
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial, wraps
 from typing import Any, TypeVar
 
@@ -18,20 +19,25 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
 from django.forms import BaseForm, ModelForm
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
+from django.template.response import SimpleTemplateResponse
 from django.urls import path, reverse
 from django.utils import timezone
 from django.utils.formats import date_format, number_format
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext
 from pydantic import ValidationError
 from unfold.admin import ModelAdmin
 from unfold.decorators import display as unfold_display
 
 from core.actions.base import Action
 from core.actions.bus import execute
+from core.admin.roles import is_operator, may, shown_on_page
 from core.api.errors import named
 from core.changes import Change
 from core.errors import NoobleError, ValidationFailed
+from core.models.membership import Role
+from core.postgres.cursors import tenant_column
 from core.tenancy import tenant_scope
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -69,6 +75,15 @@ def moment(value: datetime.datetime | None) -> str:
 def counted(number: int) -> str:
     """A large number as the language groups it."""
     return number_format(number, force_grouping=True)
+
+
+def shown_dollars(amount: Decimal | None) -> str:
+    """US dollars to read; what nobody knows is not nothing."""
+    if amount is None:
+        return gettext("unknown")
+    # Small amounts by their first digits: a call costs a fraction of a cent.
+    digits = 2 if amount == 0 or amount >= 1 else min(12, 2 - amount.adjusted())
+    return f"US$ {number_format(round(amount, digits), digits)}"
 
 
 def duration(seconds: float) -> str:
@@ -135,11 +150,68 @@ def _words(value: Any) -> str:
 
 
 class Console(ModelAdmin):  # type: ignore[misc]
-    """A page of the console."""
+    """A page of the console.
+
+    Of a tenants' table: `seen_by` and `changed_by` are the roles that it takes; without a role it is
+    changed by operators only, as is what belongs to no tenant. See `core.admin.roles`.
+    """
+
+    seen_by: Role = Role.VIEWER
+    changed_by: Role | None = None
 
     list_per_page = 50
     list_filter_submit = True
     show_full_result_count = False
+
+    @property
+    def urls(self) -> list[Any]:
+        patterns: list[Any] = self.get_urls()
+        for pattern in patterns:
+            pattern.callback = self._for_person(pattern.callback)
+        return patterns
+
+    def _for_person(self, view: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(view)
+        def within(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+            with shown_on_page(request, self):
+                answer = view(request, *args, **kwargs)
+                # Here, since a list is asked for its rows by its template.
+                return answer.render() if isinstance(answer, SimpleTemplateResponse) else answer
+
+        return within
+
+    def history_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> Any:
+        """Who may not look learns no more from what is there than from what is not."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        return super().history_view(request, object_id, extra_context)
+
+    def has_view_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        if tenant_column(self.model) is None:
+            return bool(super().has_view_permission(request, obj))
+        return may(request.user, "view", self.model, obj)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return self.may_change(request)
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return self.may_change(request, obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return self.may_change(request, obj)
+
+    def may_change(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Whether the person may change rows of this table in one way or another, or that row."""
+        if tenant_column(self.model) is None:
+            return is_operator(request.user)
+        return may(request.user, "change", self.model, obj)
+
+    def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        """What is everybody's is the operators' to make."""
+        field = super().formfield_for_foreignkey(db_field, request, **kwargs)
+        if db_field.name == "tenant" and field is not None and not is_operator(request.user):
+            field.required = True
+        return field
 
 
 class LookOnly:
@@ -176,9 +248,8 @@ class VerbAdmin(Console):
     verbs: tuple[Verb, ...] = ()
     change_form_outer_before_template = "core/admin/verbs.html"
 
-    def has_verb_permission(self, request: HttpRequest) -> bool:
-        meta = self.model._meta
-        return bool(request.user.has_perm(f"{meta.app_label}.change_{meta.model_name}"))
+    def has_verb_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self.may_change(request, obj)
 
     def get_urls(self) -> list[Any]:
         return [
@@ -204,7 +275,7 @@ class VerbAdmin(Console):
         buttons = [
             {"verb": verb, "address": reverse(self._address(verb.name), args=[obj.pk])}
             for verb in self.verbs
-            if obj is not None and self.has_verb_permission(request) and verb.applies(obj)
+            if obj is not None and self.has_verb_permission(request, obj) and verb.applies(obj)
         ]
         return super().change_view(request, object_id, form_url, {"verbs": buttons, **(extra_context or {})})
 

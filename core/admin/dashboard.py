@@ -10,7 +10,7 @@ from django.db.models import Count, Sum
 from django.http import HttpRequest
 from django.utils import timezone
 
-from core.admin.console import counted, moment
+from core.admin.console import counted, moment, shown_dollars
 from core.admin.tasks import COLOURS
 from core.models import Task, UsageRecord
 from core.models.task import FINAL, TaskStatus
@@ -71,14 +71,20 @@ def reason_of(error: dict[str, Any]) -> str:
 
 
 def _tokens(today: datetime.datetime) -> list[dict[str, Any]]:
-    """What the runs that were asked for today have used, the hungriest tenants first."""
+    """What today's calls have used, the hungriest tenants first."""
+    sums = {"prompt": Sum("prompt_tokens"), "completion": Sum("completion_tokens"), "cost": Sum("cost")}
     rows = (
-        UsageRecord.unscoped.filter(task_id__gte=first_id(today))
+        UsageRecord.unscoped.filter(created_at__gte=today)
         .values("tenant_id")
-        .annotate(prompt=Sum("prompt_tokens"), completion=Sum("completion_tokens"), calls=Count("pk"))
+        .annotate(calls=Count("pk"), **sums)
         .order_by("-prompt", "tenant_id")
     )
     return [
-        {**row, "prompt": counted(row["prompt"]), "completion": counted(row["completion"])}
+        {
+            **row,
+            "prompt": counted(row["prompt"]),
+            "completion": counted(row["completion"]),
+            "cost": shown_dollars(row["cost"]),
+        }
         for row in rows[:TENANTS]
     ]

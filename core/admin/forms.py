@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from django import forms
 from django.utils.text import capfirst
@@ -89,10 +89,10 @@ def _leaves(shape: type[BaseModel]) -> Iterator[tuple[str, tuple[str, ...], Fiel
 def _kind(info: FieldInfo) -> tuple[Any, bool]:
     """A field's type, and whether it may be None."""
     kind: Any = info.annotation
-    if get_origin(kind) in (Union, types.UnionType):
-        # Of `int | None` the first is the type; the second says that it may stay empty.
-        return get_args(kind)[0], True
-    return kind, False
+    # Of `int | None` the first is the type; the second says that it may stay empty.
+    optional = get_origin(kind) in (Union, types.UnionType)
+    kind = get_args(kind)[0] if optional else kind
+    return (get_args(kind)[0] if get_origin(kind) is Annotated else kind), optional
 
 
 def _field(info: FieldInfo, label: Any, help_text: Any, *, inner: bool) -> forms.Field:

@@ -17,6 +17,7 @@ from core.actions.keys import ApiKeyCreateAction, ApiKeyRevokeAction
 from core.admin.console import RefusableForm, SavesByAction, Verb, VerbAdmin, display
 from core.models import ApiKey
 from core.models.access import SCOPES
+from core.models.membership import Role
 from core.tenancy import tenant_scope
 
 
@@ -31,6 +32,7 @@ class KeyForm(RefusableForm):
 
 @admin.register(ApiKey)
 class ApiKeyAdmin(SavesByAction, VerbAdmin):
+    changed_by = Role.OWNER
     form = KeyForm
     list_display = ("name", "prefix_shown", "tenant", "living", "scopes_shown", "created_at")
     list_select_related = ("tenant",)

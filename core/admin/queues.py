@@ -6,12 +6,14 @@ from typing import Any
 
 import redis
 from django.contrib import admin
+from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import path
 from django.utils.translation import gettext_lazy as _
 
 from core.admin.console import counted, duration, seen_by
+from core.admin.roles import is_operator, roles_of
 from core.broker import figures
 from core.ids import SYSTEM_TENANT
 from core.queues.names import DOMAINS
@@ -39,17 +41,22 @@ def _domain(request: HttpRequest) -> str:
 
 @seen_by("core.view_task")
 def queues(request: HttpRequest) -> HttpResponse:
-    return _page(request, "core/admin/queues.html", title=_("Queues"), **_figures(_domain(request)))
+    figures_shown = _figures(request, _domain(request))
+    return _page(request, "core/admin/queues.html", title=_("Queues"), **figures_shown)
 
 
 @seen_by("core.view_task")
 def queue_figures(request: HttpRequest) -> HttpResponse:
     """What the page replaces every two seconds."""
-    return TemplateResponse(request, "core/admin/queue_figures.html", _figures(_domain(request)))
+    figures_shown = _figures(request, _domain(request))
+    return TemplateResponse(request, "core/admin/queue_figures.html", figures_shown)
 
 
-def _figures(domain: str) -> dict[str, Any]:
+def _figures(request: HttpRequest, domain: str) -> dict[str, Any]:
+    """Of all tenants, or of those that the person belongs to."""
     try:
+        if not is_operator(request.user):
+            return _figures_of(sorted(roles_of(request.user)), domain)
         domains, dead = figures.totals()
         tenants = figures.tenants(domain, TENANTS)
     except redis.RedisError:
@@ -74,6 +81,23 @@ def _figures(domain: str) -> dict[str, Any]:
     }
 
 
+def _figures_of(mine: list[str], domain: str) -> dict[str, Any]:
+    lines = {name: figures.tenants(name, len(mine), among=mine) for name in DOMAINS}
+    return {
+        "domain": domain,
+        "domains": [
+            {
+                "name": name,
+                "waiting": counted(sum(line.waiting for line in found)),
+                "running": counted(sum(line.running for line in found)),
+            }
+            for name, found in lines.items()
+        ],
+        "of_person": True,
+        "tenants": [_tenant(line) for line in lines[domain] if line.waiting or line.running],
+    }
+
+
 def _tenant(line: figures.TenantFigures) -> dict[str, Any]:
     return {
         "id": line.tenant_id,
@@ -89,6 +113,9 @@ def _tenant(line: figures.TenantFigures) -> dict[str, Any]:
 
 @seen_by("core.view_task")
 def dead_letters(request: HttpRequest) -> HttpResponse:
+    """What nobody could read is nobody's: the operators look."""
+    if not is_operator(request.user):
+        raise PermissionDenied
     context: dict[str, Any]
     try:
         _domains, total = figures.totals()

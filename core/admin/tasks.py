@@ -22,6 +22,7 @@ from core.actions.tasks import TaskCancelAction, TaskRetryAction
 from core.admin.console import LookOnly, Verb, VerbAdmin, display, duration, link, moment, pretty
 from core.ids import parse_uuid
 from core.models import Task
+from core.models.membership import Role
 from core.models.task import CLAIMABLE, RUNNING, TaskStatus
 from core.queues.names import DOMAINS
 
@@ -70,6 +71,7 @@ class ActionFilter(DropdownFilter):  # type: ignore[misc]
 
 @admin.register(Task)
 class TaskAdmin(LookOnly, VerbAdmin):
+    changed_by = Role.EDITOR
     list_display = (
         "id_shown",
         "status_shown",

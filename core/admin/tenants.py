@@ -12,7 +12,9 @@ from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldBooleanSwitchWidget
 
+from core.actions.base import Action
 from core.actions.bus import execute
+from core.actions.suspension import TenantSuspendAction, TenantUnsuspendAction
 from core.actions.tiers import (
     TenantCreateAction,
     TenantUpdateAction,
@@ -23,6 +25,8 @@ from core.actions.tiers import (
 )
 from core.admin.console import Console, SavesByAction, display, link
 from core.admin.forms import LinesField
+from core.admin.roles import is_operator
+from core.admin.switch import KillSwitch
 from core.errors import NoobleError
 from core.models import Tenant, Tier
 from core.tiers import Misfit, misfits
@@ -108,7 +112,17 @@ class TierAdmin(SavesByAction, Console):
         (_("Agents"), {"fields": ("allowed_models", ("max_agents", "max_webhooks"))}),
         (_("Runs"), {"fields": (("max_run_seconds", "max_output_tokens"), "priority_ceiling")}),
         (_("Providers"), {"fields": (("uses_environment_keys", "own_providers"),)}),
-        (_("Queues"), {"fields": (("weight", "max_running"), "confirmed")}),
+        (
+            _("Limits a minute"),
+            {
+                "fields": (
+                    ("ip_requests_per_minute", "ip_connects_per_minute"),
+                    ("session_messages_per_minute", "agent_requests_per_minute"),
+                    "tenant_requests_per_minute",
+                )
+            },
+        ),
+        (_("Queues"), {"fields": (("weight", "max_running"), "max_waiting", "confirmed")}),
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Tier]:
@@ -148,16 +162,22 @@ class TenantForm(ConfirmedForm):
 
 
 @admin.register(Tenant)
-class TenantPage(SavesByAction, Console):
+class TenantPage(KillSwitch, SavesByAction, Console):
     """A tenant is not deleted here: with it would go its agents, conversations and usage."""
 
+    change_form_outer_before_template = "core/admin/switched.html"
+
     form = TenantForm
-    list_display = ("id", "name", "tier", "created_at")
+    list_display = ("id", "name", "tier", "status_shown", "created_at")
     list_select_related = ("tier",)
     list_filter = ("tier",)
     search_fields = ("id", "name")
     ordering = ("id",)
-    fields = ("id", "name", "tier", "confirmed")
+    fields = ("id", "name", "tier", "retention_days", "confirmed")
+
+    def get_list_filter(self, request: HttpRequest) -> tuple[str, ...]:
+        """What tiers there are is the operators' business."""
+        return self.list_filter if is_operator(request.user) else ()
 
     def get_readonly_fields(self, request: HttpRequest, obj: Tenant | None = None) -> tuple[str, ...]:
         return ("id",) if obj else ()
@@ -165,6 +185,20 @@ class TenantPage(SavesByAction, Console):
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
+    def may_switch(self, request: HttpRequest, obj: Tenant) -> bool:
+        return is_operator(request.user)
+
+    def suspend_action(self, obj: Tenant, reason: str, actor: str) -> Action[Any]:
+        return TenantSuspendAction(tenant_id=obj.pk, reason=reason)
+
+    def unsuspend_action(self, obj: Tenant, actor: str) -> Action[Any]:
+        return TenantUnsuspendAction(tenant_id=obj.pk)
+
+    @display(_("status"), label={"suspended": "danger", "active": "success"})
+    def status_shown(self, tenant: Tenant) -> Any:
+        return ("suspended", _("switched off")) if tenant.suspended_at else ("active", _("switched on"))
+
     def save_model(self, request: HttpRequest, obj: Tenant, form: Any, change: bool) -> None:
         kind = TenantUpdateAction if change else TenantCreateAction
-        execute(kind(tenant_id=obj.pk, name=obj.name, tier=obj.tier_id))
+        fields = {"name": obj.name, "tier": obj.tier_id, "retention_days": obj.retention_days}
+        execute(kind(tenant_id=obj.pk, **fields))

@@ -22,6 +22,9 @@ def _page(title: Any, icon: str, app: str, model: str) -> dict[str, Any]:
     }
 
 
+# For whoever opened the login's own address: Unfold's form has no `next` of its own.
+LOGIN_REDIRECT_URL = "admin:index"
+
 UNFOLD = {
     "SITE_TITLE": "Nooble",
     "SITE_HEADER": "Nooble",
@@ -80,12 +83,27 @@ UNFOLD = {
                         "title": _("Dead letters"),
                         "icon": "unknown_document",
                         "link": reverse_lazy("queues:dead_letters"),
-                        "permission": _may_view("core.view_task"),
+                        "permission": lambda request: request.user.is_superuser,
                     },
+                    _page(_("Batches"), "stacks", "orchestrator", "batch"),
                     _page(_("Sessions"), "forum", "conversations", "session"),
-                    _page(_("Usage"), "toll", "core", "usagerecord"),
                     _page(_("Webhooks"), "webhook", "orchestrator", "webhookendpoint"),
                     _page(_("Deliveries"), "outbox", "orchestrator", "delivery"),
+                ],
+            },
+            {
+                "title": _("Money"),
+                "separator": True,
+                "items": [
+                    {
+                        "title": _("Usage"),
+                        "icon": "bar_chart_4_bars",
+                        "link": reverse_lazy("usage:report"),
+                        "permission": _may_view("core.view_usagerecord"),
+                    },
+                    _page(_("Provider calls"), "toll", "core", "usagerecord"),
+                    _page(_("Budgets"), "savings", "core", "budget"),
+                    _page(_("Prices"), "sell", "core", "modelprice"),
                 ],
             },
             {
@@ -103,6 +121,7 @@ UNFOLD = {
                     _page(_("Tenants"), "apartment", "core", "tenant"),
                     _page(_("Tiers"), "stacks", "core", "tier"),
                     _page(_("API keys"), "key", "core", "apikey"),
+                    _page(_("End-user secrets"), "passkey", "core", "endusersecret"),
                     _page(_("Audit"), "history_edu", "core", "auditentry"),
                     _page(_("Providers"), "cloud_sync", "core", "providercredential"),
                 ],
@@ -111,6 +130,7 @@ UNFOLD = {
                 "title": _("People"),
                 "separator": True,
                 "items": [
+                    _page(_("People of tenants"), "badge", "core", "membership"),
                     _page(_("Users"), "person", "auth", "user"),
                     _page(_("Groups"), "group", "auth", "group"),
                 ],

@@ -12,7 +12,7 @@
  */
 
 const body = document.getElementById("chat");
-const { agent_id: agentId, agent_name: agentName, sockets, strings } = JSON.parse(body.dataset.config);
+const { agent_id: agentId, agent_name: agentName, sockets, signers, strings } = JSON.parse(body.dataset.config);
 const part = (id) => document.getElementById(id);
 
 const REQUEST_MS = 30_000;
@@ -22,6 +22,7 @@ const SILENCE_MS = 45_000; // of silence, before we believe that nobody is
 const PROBE_MS = 5_000;
 const MOVE_MS = 5_000; // within which those come back whom a server that stops sends away
 const OPEN = new Set(["waiting", "running", "cancelling"]);
+const SIGNER_MS = 10_000; // that the page around us may take to say who is chatting
 
 const fill = (text, values) => text.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -107,6 +108,64 @@ class Memory {
   }
 }
 
+// --- who is chatting ---------------------------------------------------------------------------
+
+/**
+ * The end user's token, where the agent asks for one. The page that shows ours in a frame has it of
+ * its own server: we ask `{nooble: "token"}` and are answered `{nooble: "token", token}`. It is taken
+ * from that page only, if the agent allows its origin, and is kept nowhere but here.
+ */
+class Signer {
+  #token = null;
+  #asking = null;
+
+  /** @returns {Promise<string | null>} null where none is needed; throws Refusal where none comes */
+  async token() {
+    if (!signers) return null;
+    this.#token ??= await (this.#asking ??= this.#ask().finally(() => (this.#asking = null)));
+    return this.#token;
+  }
+
+  /** The one that we have, for those who cannot wait. */
+  get present() {
+    return this.#token;
+  }
+
+  /** It was refused: the next one is asked for. */
+  forget() {
+    this.#token = null;
+  }
+
+  #ask() {
+    return new Promise((resolve, reject) => {
+      const nobody = () => reject(new Refusal(401, { type: "Unknown", message: strings.unknown }));
+      if (window.parent === window) {
+        nobody();
+        return;
+      }
+      const answered = ({ source, origin, data }) => {
+        if (source !== window.parent || !signers.includes(origin)) return;
+        if (data?.nooble !== "token" || typeof data.token !== "string") return;
+        end();
+        resolve(data.token);
+      };
+      const timer = setTimeout(() => {
+        end();
+        nobody();
+      }, SIGNER_MS);
+      const end = () => {
+        clearTimeout(timer);
+        removeEventListener("message", answered);
+      };
+      addEventListener("message", answered);
+      // There is nothing in the question that anybody must not hear.
+      window.parent.postMessage({ nooble: "token" }, "*");
+    });
+  }
+}
+
+const signer = new Signer();
+
 // --- HTTP --------------------------------------------------------------------------------------
 
 /** A request that did not succeed; `status` 0: no answer came. */
@@ -121,7 +180,7 @@ class Refusal extends Error {
   /** Why, in words for the reader. */
   get reason() {
     if (this.status === 0) return strings.offline;
-    if (this.status === 429) return fill(strings.slow_down, { seconds: this.seconds || 10 });
+    if (this.status === 429 && this.type !== "BudgetExhausted") return fill(strings.slow_down, { seconds: this.seconds || 10 });
     if (this.status >= 502) return strings.unavailable;
     return this.message || strings.unexpected;
   }
@@ -133,7 +192,19 @@ function expected(error) {
   throw error;
 }
 
-async function call(method, path, { fields, headers } = {}) {
+/** A token may have run out since it was given to us: then once more, with a new one. */
+async function call(method, path, options = {}) {
+  try {
+    return await callOnce(method, path, options);
+  } catch (error) {
+    if (!options.signed || !signer.present || expected(error).status !== 401) throw error;
+    signer.forget();
+    return callOnce(method, path, options);
+  }
+}
+
+async function callOnce(method, path, { fields, headers, signed }) {
+  const token = signed ? await signer.token() : null;
   let response;
   try {
     response = await fetch(path, {
@@ -141,6 +212,7 @@ async function call(method, path, { fields, headers } = {}) {
       headers: {
         "Accept-Language": document.documentElement.lang,
         ...(fields && { "Content-Type": "application/json" }),
+        ...(token && { Authorization: `Bearer ${token}` }),
         ...headers,
       },
       body: fields && JSON.stringify(fields),
@@ -535,6 +607,7 @@ class Turn {
     if (reason === "cancelled") this.to("stopped", strings.stopped);
     else if (reason === "failed") this.to("failed", strings.failed);
     else if (reason === "length") this.to("done", strings.cut_short);
+    else if (reason === "budget") this.to("done", strings.out_of_budget);
     else this.to("done", text ? "" : strings.empty);
   }
 
@@ -686,12 +759,13 @@ class Chat {
   #unsent = null;
   #restoring = false;
   #asking = false;
+  #renewed = false; // the token, since the socket was accepted last
   #disconnected = 0;
   #list = part("conversation");
   #line = new Line({
     address: () => this.#address(),
     hear: (message) => this.#hear(message),
-    refused: () => this.#end(strings.ended),
+    refused: () => this.#turnedAway(),
     lost: () => this.#look(),
     changed: (connected) => this.#connection(connected),
   });
@@ -778,6 +852,7 @@ class Chat {
         fields: { agent_id: agentId, message: turn.question, ...(session && { session_id: session.id }) },
         // Said again after an answer that was lost, it is still the same message.
         headers: { "Idempotency-Key": turn.key, ...this.#proof() },
+        signed: true,
       });
     } catch (error) {
       refusal = expected(error);
@@ -873,7 +948,9 @@ class Chat {
     const url = new URL(`${sockets}${this.#session.id}`);
     if (location.protocol === "https:") url.protocol = "wss:";
     url.searchParams.set("after", this.#cursor);
-    return { url: url.href, protocols: ["nooble.v1", `nooble.resume.${this.#session.token}`] };
+    const protocols = ["nooble.v1", `nooble.resume.${this.#session.token}`];
+    if (signer.present) protocols.push(`nooble.bearer.${signer.present}`);
+    return { url: url.href, protocols };
   }
 
   /** The last seq before the oldest running answer: a reload goes on from there. */
@@ -905,8 +982,8 @@ class Chat {
       } catch (error) {
         const refusal = expected(error);
         if (this.#session !== session) return;
-        if ([400, 403, 404].includes(refusal.status)) {
-          this.#end(strings.ended);
+        if ([400, 401, 403, 404].includes(refusal.status)) {
+          this.#end(refusal.status === 401 ? refusal.reason : strings.ended);
           return;
         }
         this.#connection(false);
@@ -918,6 +995,23 @@ class Chat {
     this.scroller.toEnd();
     this.#refresh();
     this.#line.start();
+  }
+
+  /** The socket was refused. Perhaps our token has run out: once, another one is tried. */
+  async #turnedAway() {
+    const session = this.#session;
+    if (signer.present && !this.#renewed) {
+      this.#renewed = true;
+      signer.forget();
+      try {
+        await signer.token();
+        if (this.#session === session) this.#line.start();
+        return;
+      } catch (error) {
+        expected(error);
+      }
+    }
+    if (this.#session === session) this.#end(strings.ended);
   }
 
   /** The session cannot be gone on with: what was said stays on the screen, the next message begins anew. */
@@ -950,7 +1044,7 @@ class Chat {
     let next = "";
     do {
       const path = `/api/v1/sessions/${this.#session.id}/messages?limit=200${next && `&cursor=${next}`}`;
-      const page = await call("GET", path, { headers: this.#proof() });
+      const page = await call("GET", path, { headers: this.#proof(), signed: true });
       items.push(...page.items);
       next = page.next ? encodeURIComponent(page.next) : "";
     } while (next && this.#session);
@@ -1081,6 +1175,7 @@ class Chat {
   }
 
   #established({ last_seq: lastSeq, resume_token: token }) {
+    this.#renewed = false;
     // A tail before our cursor: the log was lost, and with it what it had not told yet.
     if (lastSeq < this.#cursor) {
       this.#cursor = lastSeq;

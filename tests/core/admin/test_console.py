@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import pytest
 from django.contrib import admin
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils import timezone
 
 from agents.models import AgentTemplate
-from core.models import ApiKey, ProviderCredential, Task, Tenant, Tier, UsageRecord
+from core.models import ApiKey, Budget, ModelPrice, ProviderCredential, Task, Tenant, Tier, UsageRecord
+from core.models.membership import Role
 from tests.factories import (
     make_agent,
     make_key,
     make_message,
+    make_person,
+    make_secret,
     make_session,
     make_task,
     make_tenant,
@@ -37,6 +41,7 @@ def _fill(tenant: Tenant) -> None:
     task = make_task(tenant, session_id=session.key, agent_id=agent.pk, status="failed", error={"type": "X"})
     make_message(session, "user", "hello", task)
     make_key(tenant)
+    make_secret(tenant)
     UsageRecord.unscoped.create(
         tenant=tenant,
         task=task,
@@ -58,6 +63,17 @@ def _fill(tenant: Tenant) -> None:
         config={"provider": "scripted", "model": "echo"},
     )
     ProviderCredential.unscoped.create(tenant=tenant, name="ours", base_url="https://example.com/v1")
+    make_person((tenant, Role.OWNER))
+    Budget.unscoped.create(tenant=tenant, subject="tenant", period="day", limit_tokens=1_000)
+    ModelPrice.unscoped.create(
+        tenant=tenant,
+        provider="ours",
+        model="m",
+        prompt=1,
+        completion=1,
+        valid_from=timezone.now(),
+        source="console",
+    )
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model._meta.label)
@@ -111,10 +127,9 @@ def test_nobody_comes_in_without_the_right(client: Client, tenant: Tenant) -> No
 
 def test_who_may_look_may_not_act(client: Client, tenant: Tenant) -> None:
     task = make_task(tenant, status="queued")
-    clerk = User.objects.create_user("clerk", is_staff=True)
-    clerk.user_permissions.add(Permission.objects.get(codename="view_task"))
-    client.force_login(clerk)
+    client.force_login(make_person((tenant, Role.VIEWER)))
     page = client.get(_page(Task, "change", task.pk)).content.decode()
+    assert str(task.pk) in page
     assert "/do/cancel/" not in page
     assert client.post(_page(Task, "cancel", task.pk)).status_code == 403
     selected = {"action": "cancel", "_selected_action": [str(task.pk)]}
@@ -148,9 +163,9 @@ def test_usage_sums_what_the_filters_leave(admin_client: Client, tenant: Tenant)
     _fill(tenant)
     _fill(make_tenant())
     everything = admin_client.get(_page(UsageRecord, "changelist"))
-    assert [total for _, total in everything.context["totals"]] == ["2,000", "468", "0"]
+    assert [total for _, total in everything.context["totals"]] == ["2,000", "468", "0", "unknown"]
     one = admin_client.get(_page(UsageRecord, "changelist"), {"tenant__id__exact": tenant.pk})
-    assert [total for _, total in one.context["totals"]] == ["1,000", "234", "0"]
+    assert [total for _, total in one.context["totals"]] == ["1,000", "234", "0", "unknown"]
 
 
 def test_the_console_speaks_spanish(admin_client: Client, tenant: Tenant) -> None:

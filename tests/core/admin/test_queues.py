@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import redis
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -13,7 +13,9 @@ from django.urls import reverse
 from core.admin import queues
 from core.broker import figures
 from core.models import Tenant
+from core.models.membership import Role
 from tests.core.broker.broker import Broker
+from tests.factories import make_person, make_tenant
 
 QUEUES, FIGURES, DEAD = (reverse(f"queues:{name}") for name in ("queues", "figures", "dead_letters"))
 PAGES = (QUEUES, FIGURES, DEAD)
@@ -139,10 +141,23 @@ def test_who_may_look(client: Client, broker: Broker, address: str) -> None:
     assert client.get(address).status_code == 403
     assert QUEUES not in client.get(reverse("admin:index")).content.decode()
 
-    clerk.user_permissions.add(Permission.objects.get(codename="view_task"))
-    client.force_login(User.objects.get(pk=clerk.pk))
-    assert client.get(address).status_code == 200
+    client.force_login(make_person((make_tenant("mine"), Role.VIEWER)))
+    page = client.get(address)
+    assert page.status_code == (403 if address == DEAD else 200)
+    assert "secret-tenant" not in page.content.decode()
     assert QUEUES in client.get(reverse("admin:index")).content.decode()
+
+
+@pytest.mark.django_db
+def test_people_see_the_queues_of_their_tenants(client: Client, broker: Broker) -> None:
+    client.force_login(make_person((make_tenant("mine"), Role.VIEWER)))
+    for tenant in ("mine", "mine", "secret-tenant"):
+        broker.put("a", tenant)
+    page = _page(client)
+    assert "secret-tenant" not in page
+    assert "mine" in page
+    assert "<strong>2</strong>" in page
+    assert "<strong>3</strong>" not in page
 
 
 def test_it_speaks_spanish(admin_client: Client, broker: Broker) -> None:
