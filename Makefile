@@ -8,10 +8,10 @@ ARGS ?=
 
 # The checks import the settings, but must not need (or touch) any service.
 OFFLINE := NOOBLE_ENV=test DATABASE_URL='postgresql://nobody@/nowhere?host=/nonexistent' \
-	REDIS_URL='unix:///nonexistent/valkey.sock?db=0' SECRET_KEY=only-for-checks-only-for-checks-only \
+	REDIS_URL='unix:///nonexistent/valkey.sock?db=0' SECRET_KEY=only-for-checks-only-for-checks-only-for-checks-only-for-checks \
 	ENCRYPTION_KEYS=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=
 
-.PHONY: help run test check chaos pages docs bench format runtime dev
+.PHONY: help run test check chaos fuzz pages clients docs bench format runtime dev
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -21,24 +21,33 @@ help: ## show this list
 run: runtime ## start everything on this machine (PORT, HOST, NOOBLE_HOME); Ctrl-C stops it
 	@exec $(BIN)/python -m nooble.run
 
-# Kills and freezes come last and alone: they need the machine.
+# Kills and freezes come last: they need the machine. One worker more than cores: many tests wait.
 test: dev ## run the test suite on real services (ARGS="-k name")
 	@if [ -n "$(ARGS)" ]; then exec $(BIN)/python -m pytest $(ARGS); fi; \
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/chaos && exec $(BIN)/python -m pytest tests/chaos
+	$(BIN)/python -m pytest -n 3 --dist loadfile --ignore=tests/chaos --ignore=tests/clients && exec $(BIN)/python -m pytest -n 2 --dist loadfile tests/chaos
 
-check: dev ## lint, formatting, import directions, types, missing migrations
+check: dev ## lint, formatting, import directions, types, missing migrations, deployment, known vulnerabilities
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/lint-imports
 	@$(OFFLINE) $(BIN)/python -m mypy
 	@$(OFFLINE) $(BIN)/python -W ignore::RuntimeWarning manage.py makemigrations --check --dry-run
+	@$(OFFLINE) NOOBLE_ENV=prod ALLOWED_HOSTS=nooble.example.com $(BIN)/python manage.py check --deploy --fail-level INFO
+	@.ci/audit $(BIN)/python
 
 chaos: dev ## kill, freeze and cut everything on purpose, at full size (ARGS="-k guard", CHAOS_SEED)
 	@exec env CHAOS=full $(BIN)/python -m pytest tests/chaos $(ARGS)
 
+fuzz: dev ## hold thousands of answers against /api/schema: cases, checks, failures (ARGS="-k name")
+	@exec env FUZZ=full $(BIN)/python -m pytest -s tests/acceptance/test_schema.py $(ARGS)
+
 pages: dev ## drive the chat page and the console in headless Chromium (Debian: apt install chromium)
 	@$(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet "playwright>=1.50,<2"
 	@exec $(BIN)/python -m pytest pages $(ARGS)
+
+clients: dev ## drive the official JavaScript client of the OpenAI API (Debian: apt install npm)
+	@command -v npm >/dev/null || { echo "npm is missing: the JavaScript client is not tested" >&2; exit 0; }; \
+	(cd tests/clients && npm ci --silent --no-audit --no-fund) && exec $(BIN)/python -m pytest tests/clients $(ARGS)
 
 docs: dev ## write the pages of docs/ that come from the code
 	@$(OFFLINE) $(BIN)/python -W ignore manage.py docs
@@ -71,7 +80,7 @@ dev:
 	@$(PIP) -r requirements.txt
 	@touch $@
 
-.venv/.dev: requirements-dev.txt .venv/.runtime
+.venv/.dev: requirements-dev.txt requirements-otel.txt .venv/.runtime
 	@echo "Installing requirements-dev.txt into .venv"
 	@$(PIP) -r requirements-dev.txt
 	@touch $@

@@ -2,10 +2,14 @@
 
 import django
 import pytest
+from django.conf import settings
 
 from tests import engines
 
 engines.start()
+# Every client of a test is a site of its own: it need not read all static files first, nor guard passwords.
+settings.WHITENOISE_AUTOREFRESH = True
+settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 django.setup()
 
 

@@ -1,6 +1,7 @@
 """`python -m bench`: starts the platform and a fake model, measures, prints tables, stops all.
 
-First turns, here; then the queues, in `bench.queues`. `python -m bench turns` measures one of them.
+First turns, here; then the queues, in `bench.queues`; then a batch beside conversations, in `bench.batch`;
+then floods, in `bench.floods`. `python -m bench turns` measures one of them.
 
 The fake model's first token comes after 50 ms and 50 tokens follow each other 10 ms apart, so 50
 clients can do 91 turns/s at most. Everything runs on one machine, the load too: compare ratios
@@ -23,7 +24,9 @@ from typing import Any
 
 import aiohttp
 
+from bench.batch import batch
 from bench.fake_model import answer_text
+from bench.floods import floods
 from bench.processes import KINDS, Costs, ProcessFailed
 from bench.queues import queues
 from bench.stack import FIRST_TOKEN, INTERVAL, TOKENS, start
@@ -66,11 +69,14 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m bench", description="Measure turns of the platform, and its queues."
+        prog="python -m bench", description="Measure turns of the platform, its queues, and a batch."
     )
-    parser.add_argument("parts", nargs="*", metavar="turns | queues", help="what to measure (both)")
+    parser.add_argument(
+        "parts", nargs="*", metavar="turns | queues | batch | floods", help="what to measure (all)"
+    )
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 10, 50, 100, 200], metavar="N")
     parser.add_argument("--seconds", type=float, default=8.0, help="measured time for each number of clients")
+    parser.add_argument("--items", type=int, default=1_000, help="items of the batch")
     parser.add_argument("--warm-up", type=float, default=2.0, help="seconds before that")
     arguments = parser.parse_args()
     for part in arguments.parts:
@@ -180,7 +186,12 @@ def _print_table(results: list[Result]) -> None:
     print(f"(the prototype: {PROTOTYPE_CPU * 1e3:.0f} ms a turn, {PROTOTYPE_MEMORY} MB for web and worker)")
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], int]] = {"turns": turns, "queues": queues}
+PARTS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "turns": turns,
+    "queues": queues,
+    "batch": batch,
+    "floods": floods,
+}
 
 
 if __name__ == "__main__":

@@ -157,6 +157,7 @@ class Entry:
     tokens: int = 0
     usage: dict[str, Any] | None = None
     usage_sent: bool = False
+    traceparent: str | None = None
 
 
 class RequestRefused(Exception):
@@ -290,6 +291,7 @@ class FakeModel:
         entry = Entry(
             self._count, model, body.get("messages", []), fields, request.headers.get("Authorization")
         )
+        entry.traceparent = request.headers.get("traceparent")
         self._books.append(entry)
         return entry
 

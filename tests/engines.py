@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from nooble.embedded import Engines, discard
+from nooble.embedded import Engines, PostgreSQL, discard
 
 # Directly under /tmp, whatever TMPDIR says: socket paths are limited to about 100 bytes.
 HOMES = Path("/tmp")
@@ -36,11 +36,19 @@ UNWANTED = (
 )
 
 
+class Database(PostgreSQL):
+    """Nothing in it outlives the machine: no commit waits for the disk. A killed server loses nothing."""
+
+    def command(self) -> list[str]:
+        return [*super().command(), "-c", "fsync=off"]
+
+
 def start() -> None:
     """Start what is needed, say so in the environment, and stop it when this process ends."""
     _discard_abandoned_homes()
     home = Path(tempfile.mkdtemp(prefix=PREFIX, dir=HOMES))
     engines = Engines()
+    engines.database = Database
 
     def close() -> None:
         engines.stop()

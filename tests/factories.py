@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import datetime
 import secrets
+import time
 import uuid
 from typing import Any
 
+import jwt
+from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.models.functions import Now
 
@@ -19,11 +22,12 @@ from core.actions.notices import NoticeRelayAction
 from core.events import log
 from core.events.groups import session_name
 from core.ids import new_session_id
-from core.models import ApiKey, Notice, Task, Tenant, Tier
+from core.models import ApiKey, EndUserSecret, Notice, Task, Tenant, Tier
 from core.models.access import SCOPES
+from core.models.membership import Membership, Role
 from core.queues.names import Priority
 from core.tenancy import tenant_scope
-from execution.actions import ExecuteAgentAction
+from execution.actions import ExecuteAgentAction, RunMessage, RunOptions
 from orchestrator.actions import WebSocketSendAction
 
 
@@ -32,8 +36,8 @@ def random_slug(stem: str = "t") -> str:
 
 
 def make_tenant(slug: str | None = None, **tier_fields: Any) -> Tenant:
-    """A tenant with a tier of its own."""
-    tier = Tier.objects.create(slug=random_slug("tier"), name="Tier", **tier_fields)
+    """A tenant with a tier of its own, which limits nothing but what `tier_fields` say."""
+    tier = Tier.objects.create(slug=random_slug("tier"), name="Tier", **Tier.UNLIMITED | tier_fields)
     slug = slug or random_slug()
     return Tenant.objects.create(id=slug, name=slug, tier=tier)
 
@@ -44,6 +48,28 @@ def make_key(tenant: Tenant, scopes: tuple[str, ...] = SCOPES) -> tuple[ApiKey, 
     text = key.mint()
     key.save()
     return key, text
+
+
+def make_secret(tenant: Tenant) -> str:
+    """The text of a saved end-user secret."""
+    secret = EndUserSecret(tenant=tenant, name="test")
+    text = secret.mint()
+    secret.save()
+    return text
+
+
+def sign(secret: str, user_id: str, *, headers: dict[str, Any] | None = None, **claims: Any) -> str:
+    """An end user's token as a tenant's back end makes it, for a minute unless `exp` says otherwise."""
+    spelled = {"sub": user_id, "exp": int(time.time()) + 60, **claims}
+    return jwt.encode(spelled, secret, algorithm="HS256", headers=headers)
+
+
+def make_person(*memberships: tuple[Tenant, Role], name: str | None = None) -> User:
+    """Somebody whom the operator let into the console, and who belongs to these tenants."""
+    person: User = User.objects.create_user(name or random_slug("p"), is_staff=True)
+    for tenant, role in memberships:
+        Membership.unscoped.create(tenant=tenant, user=person, role=role)
+    return person
 
 
 def make_task(tenant: Tenant, **fields: Any) -> Task:
@@ -131,3 +157,24 @@ def make_run(session: Session, text: str, *, callback: bool = True) -> Task:
             )
         )
     return task
+
+
+def make_execution(
+    agent: Agent, *messages: tuple[str, str], options: RunOptions | None = None, callback: bool = True
+) -> Task:
+    """The task of a run without a session, on `(role, content)` messages."""
+    with tenant_scope(agent.tenant_id), transaction.atomic():
+        return enqueue(
+            ExecuteAgentAction(
+                agent_id=agent.pk,
+                version_id=agent.version_id,
+                session_id="",
+                messages=tuple(RunMessage(role=role, content=content) for role, content in messages),
+                options=options,
+                end_user="ada",
+            ),
+            callback=(lambda task_id: WebSocketSendAction(session_id="", task_id=task_id))
+            if callback
+            else None,
+            agent_id=agent.pk,
+        )

@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import redis
 
 from bench.processes import Process
 from nooble.embedded import discard, services_file
@@ -29,13 +30,22 @@ import json
 from django.db.models.functions import Now
 from core.models import ApiKey, Tenant, Tier
 from core.models.access import SCOPES
+from core.tenancy import across_tenants
 
+scope = across_tenants()
+scope.__enter__()  # until the process ends
 tiers = {
     "demo": Tier.objects.get(slug="demo"),
     "small": Tier.objects.create(
-        slug="small", name="Small", allowed_models=["fake?tokens=2", "echo"], priority_ceiling=2
+        slug="small",
+        name="Small",
+        allowed_models=["fake?tokens=2", "echo"],
+        priority_ceiling=2,
+        **Tier.UNLIMITED,
     ),
-    "own-keys": Tier.objects.create(slug="own-keys", name="Own keys", uses_environment_keys=False),
+    "own-keys": Tier.objects.create(
+        slug="own-keys", name="Own keys", uses_environment_keys=False, **Tier.UNLIMITED
+    ),
 }
 
 def key_of(tenant, scopes, **fields):
@@ -45,7 +55,8 @@ def key_of(tenant, scopes, **fields):
     return text
 
 made = {}
-for name, tier in (("other", "demo"), ("shelf", "demo"), ("small", "small"), ("own-keys", "own-keys")):
+of_demo_tier = {name: "demo" for name in ("other", "shelf", "asked")}
+for name, tier in (of_demo_tier | {"small": "small", "own-keys": "own-keys"}).items():
     tenant = Tenant.objects.create(id=name, name=name, tier=tiers[tier])
     made[name] = {"id": name, "key": key_of(tenant, SCOPES)}
 demo = Tenant.objects.get(id="demo")
@@ -92,8 +103,11 @@ def stack() -> Iterator[Stack]:
         services = json.loads(services_file(home).read_text())
         http = cleanup.enter_context(http_session())
         database = cleanup.enter_context(
-            psycopg.connect(services["urls"]["database_owner_url"], autocommit=True)
+            psycopg.connect(
+                services["urls"]["database_owner_url"], autocommit=True, options="-c nooble.tenant=*"
+            )
         )
+        valkey = cleanup.enter_context(redis.Redis.from_url(services["urls"]["redis_url"]))
         running = Stack(
             home=home,
             log=home / "run.log",
@@ -102,6 +116,7 @@ def stack() -> Iterator[Stack]:
             model=Model(model_url, http),
             http=http,
             database=database,
+            valkey=valkey,
             tenants={},
         )
         made = json.loads(running.shell(SEED))
@@ -118,6 +133,12 @@ def quiet_log(stack: Stack) -> Iterator[None]:
     printed = stack.log.read_bytes()[begin:].decode(errors="replace")
     assert not [line for line in printed.splitlines() if any(mark in line for mark in TROUBLE)]
     assert stack.children() == children
+
+
+@pytest.fixture(autouse=True)
+def no_refused_tokens(stack: Stack) -> None:
+    """All tests show theirs from one address."""
+    stack.forget_counts("tokens")
 
 
 @pytest.fixture

@@ -20,12 +20,15 @@ from typing import Any, TypeVar
 
 import psutil
 import psycopg
+import redis
 import requests
 from requests.adapters import HTTPAdapter
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from core import ratelimits
 from nooble.env import ROOT, Environment
+from tests.acceptance import frames
 
 T = TypeVar("T")
 Event = dict[str, Any]
@@ -152,6 +155,7 @@ class Socket:
     def _receive(self) -> Event:
         while True:
             message: Event = json.loads(self.connection.recv(timeout=PATIENCE))
+            frames.check(message)
             if message["event"] != "ping":
                 return message
 
@@ -255,6 +259,7 @@ class Stack:
     model: Model
     http: requests.Session
     database: psycopg.Connection[tuple[Any, ...]]
+    valkey: redis.Redis
     tenants: dict[str, Tenant]
 
     @property
@@ -380,6 +385,11 @@ class Stack:
             "versions": "agents_agentversion",
         }
         return {name: self.rows(f"SELECT count(*) FROM {table}")[0][0] for name, table in tables.items()}
+
+    def forget_counts(self, limit: str) -> None:
+        """Nobody has used up anything of the limits of that name."""
+        for key in self.valkey.scan_iter(f"{ratelimits.ROOT}:{{{limit}/*"):
+            self.valkey.delete(key)
 
     def shell(self, source: str) -> str:
         """The last line that the source prints in a process of the platform's own."""

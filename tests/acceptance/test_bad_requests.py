@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket as sockets
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from tests.acceptance.stack import Socket, Stack, new_session
 
 SEND = "/api/v1/chat/message"
 JSON = {"Content-Type": "application/json"}
+MIB = 2**20
 NOBODY = "01a1f858-0000-7000-8000-000000000000"
 # Where bodies are read: method, path, and whether it takes the key.
 DOORS = [
@@ -25,6 +27,26 @@ DOORS = [
     ("POST", f"/api/v1/chat/cancel/{NOBODY}", False),
     ("POST", "/api/v1/agents", True),
     ("PATCH", "/api/v1/agents/{agent}", True),
+]
+NO_JSON = [
+    b"{",
+    b"nonsense",
+    b"{'message': 'x'}",
+    b'{"message": NaN}',
+    b'{"message": Infinity}',
+    b'{"message": 1e999999}',
+    b'{"message": "\xff\xfe"}',
+    b'{"message": "\xed\xa0\x80"}',
+    b'{"message": "\\ud800"}',
+    b'{"message": "x"',
+    b'{"message": "x"} trailing',
+    b'{"message": "line\nbreak"}',
+    b"\xef\xbb\xbf{}x",
+    b"\x00",
+    b"[" * 5_000 + b"]" * 5_000,
+    b'{"a":' * 5_000 + b"1" + b"}" * 5_000,
+    b'{"metadata": ' + b"[" * 100 + b"]" * 100 + b"}",
+    b"[" * 100_000,
 ]
 
 
@@ -87,26 +109,7 @@ def knock(stack: Stack, agent_id: str, door: tuple[str, str, bool], **options: A
 @pytest.mark.parametrize("door", DOORS, ids=lambda door: f"{door[0]} {door[1]}")
 @pytest.mark.parametrize(
     "data",
-    [
-        b"{",
-        b"nonsense",
-        b"{'message': 'x'}",
-        b'{"message": NaN}',
-        b'{"message": Infinity}',
-        b'{"message": 1e999999}',
-        b'{"message": "\xff\xfe"}',
-        b'{"message": "\xed\xa0\x80"}',
-        b'{"message": "\\ud800"}',
-        b'{"message": "x"',
-        b'{"message": "x"} trailing',
-        b'{"message": "line\nbreak"}',
-        b"\xef\xbb\xbf{}x",
-        b"\x00",
-        b"[" * 5_000 + b"]" * 5_000,
-        b'{"a":' * 5_000 + b"1" + b"}" * 5_000,
-        b'{"metadata": ' + b"[" * 100 + b"]" * 100 + b"}",
-        b"[" * 100_000,
-    ],
+    NO_JSON,
     ids=lambda data: repr(data[:24]),
 )
 def test_what_is_no_json_is_malformed(
@@ -127,6 +130,28 @@ def test_a_body_that_is_no_object_is_refused(
 def test_nul_can_stand_nowhere(stack: Stack, agent_id: str, door: tuple[str, str, bool]) -> None:
     for data in (b'{"message": "a\\u0000b"}', b'{"a\\u0000b": 1}', b'{"metadata": {"x": ["\\u0000"]}}'):
         refused(knock(stack, agent_id, door, data=data, headers=JSON), 400, 422)
+
+
+def test_every_body_is_read_with_the_same_care(stack: Stack) -> None:
+    """Whatever operation the schema has: what the doors above refuse, all of them do."""
+    paths = stack.request("GET", "/api/schema?format=json").json()["paths"]
+    readers = [
+        (method.upper(), path)
+        for path, operations in paths.items()
+        for method, operation in operations.items()
+        if "requestBody" in operation
+    ]
+    assert len(readers) > 25
+    service_token = json.loads((stack.home / "secrets.json").read_text())["SERVICE_TOKEN"]
+    hostile = [*NO_JSON, b"[]", b"null", b'{"a": "\\u0000"}', b'{"a\\u0000b": 1}', b'{"a": 1e300}']
+    for method, path in readers:
+        address = re.sub(r"{(\w+)}", lambda found: "x" if found[1] == "name" else NOBODY, path)
+        key = service_token if path.startswith("/internal/") else stack.demo.key
+        for data in hostile:
+            response = stack.request(method, address, key=key, data=data, headers=JSON)
+            assert response.status_code in (400, 422), (method, path, data[:24], response.text[:300])
+        response = stack.request(method, address, key=key, data=b"<a/>", headers={"Content-Type": "text/xml"})
+        assert response.status_code == 415, (method, path, response.text[:300])
 
 
 @pytest.mark.parametrize("door", DOORS, ids=lambda door: f"{door[0]} {door[1]}")
@@ -176,7 +201,7 @@ def test_forms_with_files_are_refused(stack: Stack, agent_id: str, door: tuple[s
 
 def test_a_broken_form_breaks_nothing(stack: Stack) -> None:
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
-    assert stack.request("POST", SEND, data=b"nonsense", headers=headers).status_code in (400, 415)
+    refused(stack.request("POST", SEND, data=b"nonsense", headers=headers), 415)
 
 
 @pytest.mark.parametrize("content_type", [None, "text/plain", "multipart/form-data; boundary=x", "nonsense"])
@@ -206,6 +231,44 @@ def test_a_body_in_chunks_is_read_like_any_other(stack: Stack) -> None:
 def test_a_body_in_chunks_has_the_same_limit(stack: Stack) -> None:
     parts = [b'{"message": "', *[b"x" * 65_536] * 8, b'"}']
     refused(stack.request("POST", SEND, data=iter(parts), headers=JSON), 413)
+
+
+@pytest.mark.parametrize(
+    ("path", "head", "body"),
+    [
+        (SEND, f"Content-Length: {30 * MIB}", b"{"),
+        (SEND, f"Content-Length: {30 * MIB}\r\nExpect: 100-continue", b""),
+        (SEND, "Transfer-Encoding: chunked", b"10000\r\n%b\r\n" % (b"x" * 2**16) * 5),
+        ("/api/v1/batch", f"Content-Length: {33 * MIB}", b"{"),
+        ("/nowhere", f"Content-Length: {MIB}", b"{"),
+        ("/admin/login/", f"Content-Length: {3 * MIB}", b"x"),
+    ],
+    ids=["by its length", "before it is sent", "in chunks", "beyond what is large", "nowhere", "a form"],
+)
+def test_what_is_too_large_is_not_waited_for(stack: Stack, path: str, head: str, body: bytes) -> None:
+    """Nor kept: the answer is there while the client has most of it still to send."""
+    address = urlsplit(stack.base_url)
+    with sockets.create_connection((str(address.hostname), address.port), timeout=30) as connection:
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{head}"
+        connection.sendall(f"{head}\r\n\r\n".encode() + body)
+        answer = b""
+        while more := connection.recv(65_536):
+            answer += more
+        # And it can go on sending, so that it will read the answer.
+        connection.sendall(b"x" * MIB)
+    status, _, told = answer.partition(b"\r\n")
+    if path in (SEND, "/api/v1/batch"):
+        assert status == b"HTTP/1.1 413 Request Entity Too Large"
+        assert json.loads(told.partition(b"\r\n\r\n")[2])["error"]["type"] == "BodyTooLarge"
+    assert status.startswith(b"HTTP/1.1 4")
+    assert b"Connection: close\r\n" in told
+
+
+def test_nobody_moves_the_site_elsewhere(stack: Stack) -> None:
+    """Daphne has a header for its proxy to say where the site stands; a client's is not read."""
+    headers = {"Daphne-Root-Path": "/elsewhere"}
+    assert stack.request("GET", "/elsewhere/health", headers=headers).status_code == 404
+    assert stack.request("GET", "/health", headers=headers).ok
 
 
 @pytest.mark.parametrize("length", ["x", "-1", "1e3", "", "9" * 40])
@@ -368,6 +431,9 @@ def test_a_bad_page_of_messages_is_refused_by_name(stack: Stack, query: str) -> 
         ("POST", "/health"),
         ("DELETE", "/health/detailed"),
         ("POST", "/ws/stats"),
+        ("POST", "/api/schema"),
+        ("POST", "/api/docs"),
+        ("POST", "/asyncapi.json"),
         ("BREW", "/api/v1/chat/message"),
     ],
 )

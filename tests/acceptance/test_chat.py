@@ -88,7 +88,7 @@ def test_a_message_is_answered_with_all_that_a_client_needs(stack: Stack, agent_
     assert result["session_id"] == body["session_id"]
     assert result["status"] in ("pending", "queued")
     assert result["queue"] == "agent:demo:execute:normal"
-    assert result["estimated_time"] == 8.0
+    assert result["estimated_time"] > 0
     assert stack.finished(result["task_id"])["status"] == "completed"
 
 

@@ -119,17 +119,17 @@ def test_the_schemas_shapes_are_json_schema(schema: dict[str, Any]) -> None:
 
 def test_the_schema_tells_who_needs_a_key(schema: dict[str, Any]) -> None:
     told = operations(schema)
-    (scheme,) = [
-        name
-        for name, value in schema["components"]["securitySchemes"].items()
-        if (value["type"], value.get("scheme")) == ("http", "bearer")
-    ]
+    schemes = schema["components"]["securitySchemes"]
+    assert schemes.keys() == {"tenantKey", "endUserToken", "serviceToken"}
+    assert {(value["type"], value["scheme"]) for value in schemes.values()} == {("http", "bearer")}
 
     def security(path: str, verb: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = told[path, verb].get("security", schema.get("security", []))
         return found
 
-    assert {scheme: []} in security("/api/v1/agents", "post")
+    assert security("/api/v1/agents", "post") == [{"tenantKey": []}]
+    assert security("/internal/v1/executions", "post") == [{"serviceToken": []}]
+    assert {"endUserToken": []} in security("/api/v1/chat/message", "post")
     # Chat is public: nothing is required there.
     for path, verb in (("/api/v1/chat/message", "post"), ("/health", "get")):
         assert security(path, verb) == [] or {} in security(path, verb), path

@@ -24,6 +24,7 @@ from bench.processes import Process
 from core.events import log
 from core.events.groups import session_name
 from nooble.embedded import services_file
+from orchestrator.events import Broadcast
 from tests.acceptance.raw import BINARY, CLOSE, PING, PONG, TEXT, RawSocket, frame, raw_connection, raw_socket
 from tests.acceptance.stack import PATIENCE, Stack, clean_environment, new_session, wait_for
 
@@ -361,6 +362,9 @@ def test_a_message_without_a_hint_is_heard(stack: Stack, valkey: redis.Redis) ->
     name = session_name("demo", session_id)
     with stack.socket(session_id) as client:
         seq = valkey.hincrby(log._marks(name), "seq", 1)
-        body: dict[Any, Any] = {"e": json.dumps({"event": "note", "data": {}})}
-        valkey.xadd(log._log(name), body, id=f"{seq}-0")
-        assert client.receive() == {"seq": 1, "event": "note", "data": {}}
+        note = Broadcast(
+            event="note", task_id=None, global_task_id=None, tenant_id="demo", session_id=session_id, data={}
+        )
+        entry: dict[Any, Any] = {"e": note.body()}
+        valkey.xadd(log._log(name), entry, id=f"{seq}-0")
+        assert client.receive()["event_id"] == str(note.event_id)

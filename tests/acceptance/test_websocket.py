@@ -219,7 +219,7 @@ def test_a_whole_conversation_over_the_socket(stack: Stack) -> None:
         result = sent["result"]
         assert result["session_id"] == session_id
         assert result["queue"] == "agent:demo:execute:normal"
-        assert result["estimated_time"] == 8.0
+        assert result["estimated_time"] > 0
         assert result["websocket_url"] == stack.socket_url(session_id)
         assert result["resume_token"]
         heard = socket.until("agent_response_token")

@@ -40,6 +40,7 @@ def _body(**fields: Any) -> dict[str, Any]:
         "config_fallback_provider": "",
         "config_fallback_model": "",
         "config_multitask_strategy": "enqueue",
+        "config_access": "public",
         **fields,
     }
 

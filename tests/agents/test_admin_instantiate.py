@@ -7,12 +7,13 @@ import uuid
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.models import User
 from django.test import Client
 from django.urls import reverse
 
 from agents.models import Agent, AgentTemplate
 from core.models import AuditEntry, Tenant
+from core.models.membership import Membership, Role
 from tests.api import Api
 from tests.factories import make_agent, make_tenant
 
@@ -198,23 +199,25 @@ def test_no_such_template(admin_client: Client) -> None:
     assert admin_client.post(address, FILLED).status_code == 302
 
 
-def test_it_needs_both_rights(client: Client, tenant: Tenant) -> None:
+def test_it_needs_the_right_to_change(client: Client, tenant: Tenant) -> None:
     template = make()
     assert "/login/" in client.get(page(template))["Location"]
     clerk = User.objects.create_user("clerk", is_staff=True)
     client.force_login(clerk)
-    rights = {name: Permission.objects.get(codename=name) for name in ("view_agenttemplate", "add_agent")}
-    for right in rights.values():
-        clerk.user_permissions.set([right])
+    belongs = None
+    for _ in range(2):
         assert client.get(page(template)).status_code == 403
         assert client.post(page(template), FILLED | {"tenant": tenant.pk}).status_code == 403
-    clerk.user_permissions.set([rights["view_agenttemplate"]])
+        belongs = belongs or Membership.unscoped.create(tenant=tenant, user=clerk, role=Role.VIEWER)
+    assert belongs is not None
     for address in ("changelist", "change"):
         args = [template.pk] if address == "change" else []
         shown = client.get(reverse(f"admin:agents_agenttemplate_{address}", args=args))
         assert shown.status_code == 200
         assert page(template) not in shown.content.decode()
-    clerk.user_permissions.set(rights.values())
+    Membership.unscoped.filter(pk=belongs.pk).update(role=Role.EDITOR)
+    foreign = client.post(page(template), FILLED | {"tenant": make_tenant().pk})
+    assert list(foreign.context["form"].errors) == ["tenant"]
     assert client.post(page(template), FILLED | {"tenant": tenant.pk}).status_code == 302
 
 

@@ -233,8 +233,11 @@ def test_what_the_configuration_itself_shows() -> None:
     )
     found = {(problem.field, problem.code): problem.message for problem in text_problems(config, 300)}
     assert found == {
-        ("config.instructions", "variable_unknown"): "Nothing replaces {{nobody}}: "
-        "the model will read it as it is.",
+        (
+            "config.instructions",
+            "variable_of_sessions",
+        ): "Only a session with a context variable of this name replaces {{nobody}}: "
+        "elsewhere the model will read it as it is.",
         ("config.greeting", "variable_unknown"): "Nothing replaces {{agent_name}}: "
         "the model will read it as it is.",
         ("config.timeout_seconds", "above_platform"): "The platform ends every run after 300 seconds.",

@@ -6,16 +6,18 @@ bars of time as well; CHAOS_SEED=n repeats a session's choices.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import secrets
-from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractAsyncContextManager, ExitStack
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
 
 from tests.chaos import rig as rigs
+from tests.chaos import whole_ledger
 from tests.chaos.rig import Rig
 from tests.chaos.scenario import Scenario, scenario, unjudged
 from tests.chaos.sizes import FULL
@@ -32,12 +34,15 @@ def pytest_report_header() -> str:
 
 
 @pytest.fixture(scope="session")
-def rig() -> Iterator[Rig]:
+def rig(report: Callable[[dict[str, Any]], None]) -> Iterator[Rig]:
+    """The ledger is looked at when everything has happened."""
     with ExitStack() as cleanup:
-        yield rigs.start(cleanup)
+        running = rigs.start(cleanup)
+        yield running
+        asyncio.run(whole_ledger.check(running, report))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def report(request: pytest.FixtureRequest) -> Callable[[dict[str, Any]], None]:
     """Prints a scenario's line, whatever pytest captures."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
@@ -58,7 +63,14 @@ def begin(rig: Rig, report: Callable[[dict[str, Any]], None]) -> Begin:
 @pytest.fixture
 def begin_unjudged(rig: Rig, report: Callable[[dict[str, Any]], None]) -> Begin:
     """The same for a scenario that is meant to fail."""
-    return lambda name: unjudged(name, rig, SEED, report)
+
+    @asynccontextmanager
+    async def begin(name: str) -> AsyncIterator[Scenario]:
+        async with unjudged(name, rig, SEED, report) as running:
+            yield running
+        rig.unjudged |= running.names
+
+    return begin
 
 
 @pytest.hookimpl(wrapper=True)

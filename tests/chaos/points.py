@@ -28,11 +28,13 @@ POINTS = {
     "cancel: written": ("core.actions.cancellation", "hint", BEFORE),
     "claim: before": ("core.models.task", "Task.claim", BEFORE),
     "claim: after": ("core.models.task", "Task.claim", AFTER),
-    "call: written": ("execution.handlers.runs", "open_call", AFTER),
+    "call: before": ("execution.accounting", "open_call", BEFORE),
+    "call: written": ("execution.accounting", "open_call", AFTER),
     "append: before": ("core.events.log", "_Appender.append", BEFORE),
     "append: after": ("core.events.log", "_Appender.append", AFTER),
     "settle: before": ("core.actions.worker", "settle", BEFORE),
     "settle: inside": ("core.models.task", "Task.settle", AFTER),
+    "settle: counted": ("execution.accounting", "close_call", AFTER),
     "settle: committed": ("execution.handlers.runs", "_announce", BEFORE),
     "settle: announced": ("execution.handlers.runs", "_announce", AFTER),
     "settle: callback published": ("core.actions.bus", "publish_task", AFTER),
@@ -40,6 +42,7 @@ POINTS = {
     "callback: before": ("orchestrator.handlers.websocket", "ending_of", AFTER),
     "callback: between": ("orchestrator.handlers.websocket", "append_patiently", AFTER),
     "callback: told": ("core.actions.worker", "settle", BEFORE),
+    "take-over: before its calls are kept": ("execution.handlers.runs", "keep_calls", BEFORE),
     "take-over: committed": ("core.actions.sweeper", "tell_again", BEFORE),
     "take-over: told": ("core.actions.sweeper", "tell_again", AFTER),
     "take-over: before publishing": ("core.actions.sweeper", "publish_task", BEFORE),
@@ -54,6 +57,16 @@ NOTICE_POINTS = {
     "webhook: claimed": ("orchestrator.webhooks.postman", "_attempt", BEFORE),
     "webhook: sent": ("orchestrator.webhooks.postman", "_record", BEFORE),
     "webhook: recorded": ("orchestrator.webhooks.postman", "_record", AFTER),
+}
+
+# And of who feeds a batch.
+BATCH_POINTS = {
+    "feed: before": ("orchestrator.handlers.batches", "alone", BEFORE),
+    "feed: inside": ("orchestrator.handlers.batches", "_begin_next", AFTER),
+    "feed: committed": ("core.actions.bus", "publish_task", BEFORE),
+    "feed: published": ("core.actions.bus", "publish_task", AFTER),
+    "feed: before its end": ("core.actions.worker", "settle", BEFORE),
+    "feed: after its end": ("core.actions.worker", "settle", AFTER),
 }
 
 
@@ -81,7 +94,7 @@ def _wrap(module: str, path: str, wrap: Callable[[Any], Any]) -> None:
 
 def crash_at(name: str, permits: Path) -> None:
     """The process ends at that point as by `kill -9`, while there are permits."""
-    module, path, side = {**POINTS, **NOTICE_POINTS}[name]
+    module, path, side = {**POINTS, **NOTICE_POINTS, **BATCH_POINTS}[name]
     chosen = sorted(permits.iterdir())
     left = int(chosen[0].read_text()) if chosen else 0
 
@@ -233,6 +246,11 @@ def _without_idempotency() -> None:
     _wrap("orchestrator.idempotency", "Once.answer", lambda _: lambda self, work: work())
 
 
+def _without_the_ledgers_settling() -> None:
+    """What a call took is never written."""
+    _wrap("execution.accounting", "AttemptCalls.settle", lambda _: lambda self, usage: None)
+
+
 GUARDS: dict[str, Callable[[], None]] = {
     "the row's fence": _without_the_rows_fence,
     "the log's fence": _without_the_logs_fence,
@@ -241,4 +259,5 @@ GUARDS: dict[str, Callable[[], None]] = {
     "gap fill": _without_gap_fill,
     "the tail check": _without_the_tail_check,
     "idempotency": _without_idempotency,
+    "the ledger's settling": _without_the_ledgers_settling,
 }

@@ -132,6 +132,7 @@ class Rig:
     http: requests.Session
     peak_rss: int = 0
     wanted: set[str] = field(default_factory=lambda: set(USUAL))
+    unjudged: set[str] = field(default_factory=set)  # models of scenarios that were meant to fail
 
     # --- engines -----------------------------------------------------------------------------------
 
@@ -166,7 +167,8 @@ class Rig:
         engine.process.send_signal(Signals.SIGCONT)
 
     def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self.services.database_owner_url, autocommit=True) as connection:
+        url = self.services.database_owner_url
+        with psycopg.connect(url, autocommit=True, options="-c nooble.tenant=*") as connection:
             return connection.execute(query, values).fetchall()  # type: ignore[arg-type]
 
     def shell(self, source: str) -> str:

@@ -19,8 +19,10 @@ import psycopg
 
 from bench.fake_model import answer_text
 from tests.acceptance.stack import FINAL
+from tests.chaos.ledger import ROWS, Row, wrong
 from tests.chaos.listener import Heard, Session
 from tests.chaos.rig import Rig
+from tests.money import SUMS, wrong_sums
 
 REQUEST_SECONDS = 30.0
 POLL_SECONDS = 0.5
@@ -36,6 +38,13 @@ OUT_OF_TURN = """
 SELECT later.id::text FROM core_task AS earlier JOIN core_task AS later USING (serial_key)
 WHERE serial_key <> '' AND earlier.ordinal < later.ordinal AND later.id = ANY(%s::uuid[])
 AND later.started_at < earlier.finished_at
+"""
+
+KEEP_LEFT = """
+import datetime
+from core import ledger
+ledger.LEFT = datetime.timedelta()
+ledger.keep_left()
 """
 
 Report = Callable[[dict[str, Any]], None]
@@ -84,6 +93,7 @@ class Scenario:
     sessions: list[Session] = field(default_factory=list)
     models: dict[str, str] = field(default_factory=dict)  # by agent: what a whole answer is
     names: set[str] = field(default_factory=set)  # of the models
+    budgets: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
     line: dict[str, Any] = field(default_factory=dict)  # when it is over
     lost: list[str] = field(default_factory=list)
@@ -108,6 +118,18 @@ class Scenario:
         self.models[agent_id] = answer_text(tokens)
         self.names.add(model)
         return agent_id
+
+    async def bound(self, agent_id: str, **limits: Any) -> str:
+        """A new budget of the agent's; at the end its sums must be those of its calls."""
+        body = {"subject": "agent", "agent_id": agent_id, "period": "total", **limits}
+        headers = {"Authorization": f"Bearer {self.rig.api_key}"}
+        url = f"{self.rig.base_url}/api/v1/budgets"
+        async with self.http.post(url, json=body, headers=headers) as response:
+            assert response.status == 201, await response.text()
+            budget_id: str = (await response.json())["budget_id"]
+        self.budgets.append(budget_id)
+        await asyncio.sleep(1.1)  # until every process knows that the tenant has one
+        return budget_id
 
     def session(self, **options: Any) -> Session:
         """A client of a new session; it connects, and comes back for ever, once `open` was awaited."""
@@ -241,7 +263,8 @@ class Scenario:
         await asyncio.gather(*(look(run) for run in self.runs))
         mine = [run.task_id for run in self.runs]
         self.unexpected += [f"{task_id}: out of turn" for (task_id,) in self.rig.rows(OUT_OF_TURN, mine)]
-        self._count_usage()
+        self._count_usage(rows)
+        await self._count_budgets()
         return self._line(rows)
 
     async def stop_listening(self) -> None:
@@ -358,7 +381,7 @@ class Scenario:
 
     # --- usage ---------------------------------------------------------------------------------------
 
-    def _count_usage(self) -> None:
+    def _count_usage(self, tasks: dict[str, tuple[Any, ...]]) -> None:
         """One row for every call in the provider's books; an exact row says what the provider said."""
         mine = {run.mark: run for run in self.runs}
         calls: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -366,31 +389,41 @@ class Scenario:
             if entry["model"] in self.names:
                 mark = str(entry["messages"][-1]["content"]).rpartition(" ")[2]
                 calls[mine[mark].task_id if mark in mine else mark].append(entry)
-        query = (
-            "SELECT task_id::text, accuracy, prompt_tokens, completion_tokens FROM core_usagerecord"
-            " WHERE task_id = ANY(%s::uuid[])"
-        )
-        rows: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
-        for task_id, *row in self.rig.rows(query, [run.task_id for run in self.runs]):
-            rows[task_id].append(tuple(row))
-        accuracies: Counter[str] = Counter()
+        written: defaultdict[str, list[Row]] = defaultdict(list)
+        mine_only = ROWS.format("task_id::text") + " WHERE task_id = ANY(%s::uuid[])"
+        for task_id, *columns in self.rig.rows(mine_only, [run.task_id for run in self.runs]):
+            written[task_id].append(Row(*columns))
+        made = 0
         for run in self.runs:
-            made, written = calls.pop(run.task_id, []), rows[run.task_id]
-            accuracies.update(row[0] for row in written)
-            # A row is written before its call: where a run was cut in between, nobody can tell.
-            unmade = [row for row in written if row[0] != "exact" and not row[2]] if self.calls_cut else []
-            if not len(made) <= len(written) <= len(made) + len(unmade):
-                self.usage.append(f"{run.task_id}: {len(made)} calls, {len(written)} rows: {written}")
-            reported = Counter(
-                (entry["usage"]["prompt_tokens"], entry["usage"]["completion_tokens"])
-                for entry in made
-                if entry["usage_sent"]
-            )
-            exact = Counter((row[1], row[2]) for row in written if row[0] == "exact")
-            if exact - reported:
-                self.usage.append(f"{run.task_id}: exact rows {exact}, the provider said {reported}")
+            entries = calls.pop(run.task_id, [])
+            made += len(entries)
+            whole = run.task_id in tasks and tasks[run.task_id][0] == "completed"
+            cut = self.calls_cut or not whole
+            troubles = wrong(entries, written[run.task_id], cut=cut, whole=whole)
+            self.usage += [f"{run.task_id}: {words}" for words in troubles]
         self.unexpected += [f"a call of nobody's: {mark}" for mark in calls]
-        self.figures["calls"] = dict(accuracies)
+        self.figures["provider_calls"] = made
+        self.figures["calls"] = dict(Counter(row.accuracy for rows in written.values() for row in rows))
+
+    async def _count_budgets(self) -> None:
+        """Nothing is held any more, and what is spent is what the calls have taken, to the token."""
+        if not self.budgets:
+            return
+        uses = (
+            "SELECT sum(held_tokens), sum(spent_tokens) FROM core_budgetuse WHERE budget_id = ANY(%s::uuid[])"
+        )
+        try:
+            # What a dead worker held is counted right after its run was taken over.
+            await every(lambda: self.rig.rows(uses, self.budgets)[0][0] == 0, 10)
+        except TimeoutError:
+            # Its sweeper died in between: what others do twice a minute, now.
+            self.figures["kept_later"] = int(self.rig.rows(uses, self.budgets)[0][0])
+            self.rig.shell(KEEP_LEFT)
+            if self.rig.rows(uses, self.budgets)[0][0]:
+                self.usage.append("budgets still hold something")
+        self.usage += wrong_sums(self.rig.rows(SUMS, self.budgets))
+        [(_, spent)] = self.rig.rows(uses, self.budgets)
+        self.figures["budgets_spent"] = int(spent)
 
     def _line(self, rows: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
         attempts = [row[1] for row in rows.values()]

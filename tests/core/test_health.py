@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import orjson
 import pytest
 from celery import Celery
+from celery.beat import BeatLazyFunc
+from django.conf import settings
 from redis.client import Pipeline
 
 from core import health, valkey
@@ -26,7 +28,7 @@ def no_marks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def mark(domain: str, seconds_ago: float) -> None:
-    body = orjson.dumps({"at": time.time() - seconds_ago, "database_ms": 1.0})
+    body = orjson.dumps({"at": time.time() - seconds_ago, "queue_ms": 2.0, "database_ms": 1.0})
     valkey.client().hset("nooble:test:probe", domain, body)
 
 
@@ -70,7 +72,7 @@ def test_one_missing_domain_is_enough() -> None:
 
 def test_a_probe_leaves_its_mark(db: None) -> None:
     for domain in DOMAINS:
-        health.probe(domain)
+        health.probe(domain, time.time() - 0.25)
     healthy, found = health.read()
     components = found["components"]
     assert healthy
@@ -120,3 +122,49 @@ def test_celery_knows_the_probe() -> None:
     app = Celery("test", set_as_current=False)
     health.register(app)
     assert health.PROBE in app.tasks
+
+
+def samples() -> dict[tuple[str, ...], float]:
+    """What Prometheus is told of the queues."""
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in health.of_queues()
+        for sample in family.samples
+    }
+
+
+def test_the_metrics_tell_of_each_domain_what_the_probe_met(db: None) -> None:
+    health.probe("agent", time.time() - 0.25)
+    found = samples()
+    assert 0.25 <= found["nooble_probe_seconds", "agent", "queue"] < 60
+    assert 0 < found["nooble_probe_seconds", "agent", "database"] < 60
+    assert 0 <= found["nooble_probe_age_seconds", "agent"] < 60
+    assert ("nooble_probe_seconds", "tool", "queue") not in found
+    assert found["nooble_queue_messages", "tool", "waiting"] == 0
+
+
+def test_a_sender_whose_clock_is_ahead_makes_no_wait_below_nothing(db: None) -> None:
+    health.probe("agent", time.time() + 60)
+    assert samples()["nooble_probe_seconds", "agent", "queue"] == 0
+
+
+def test_the_metrics_tell_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = Broker()
+    broker.put("a", "demo")
+    broker.put("b", "demo")
+    assert broker.next() is not None
+    broker.client.lpush(f"{broker.root}:dead", "queue|reason|message")
+    monkeypatch.setattr(figures, "ROOT", broker.root)
+    found = samples()
+    assert found["nooble_queue_messages", "agent", "waiting"] == 1
+    assert found["nooble_queue_messages", "agent", "running"] == 1
+    assert found["nooble_queue_tenants", "agent"] == 1
+    assert found["nooble_dead_letters",] == 1
+
+
+def test_beat_tells_when_it_sends_the_probe() -> None:
+    for domain in DOMAINS:
+        entry = settings.CELERY_BEAT_SCHEDULE[f"probe-{domain}"]
+        probed, sent_at = [each() if isinstance(each, BeatLazyFunc) else each for each in entry["args"]]
+        assert (entry["task"], probed) == (health.PROBE, domain)
+        assert abs(time.time() - sent_at) < 60

@@ -8,6 +8,7 @@ import yaml
 
 from nooble.env import ROOT
 from nooble.reference import PAGES
+from nooble.reference.endpoints import class_of
 from nooble.reference.settings import documented, names
 
 
@@ -28,3 +29,10 @@ def test_compose_hands_on_every_variable() -> None:
     of_make_run = {"NOOBLE_HOME", "NOOBLE_DEV_PUBLIC", "HOST", "PORT"}
     for service in ("migrate", "web", "agents", "domains", "beat"):
         assert set(names()) - of_make_run <= set(services[service]["environment"]), service
+
+
+def test_an_address_that_nobody_has_classified_stops_the_page() -> None:
+    assert class_of("/internal/v1/new") == "internal"
+    assert class_of("/api/v1/new") == "management"
+    with pytest.raises(ValueError, match="whom it is for"):
+        class_of("/new")

@@ -141,7 +141,7 @@ def test_what_will_not_answer_is_invalid(api: Api) -> None:
     assert codes(validation) == {
         "config.provider": ("error", "provider_not_configured"),
         "config.fallback.provider": ("error", "provider_not_configured"),
-        "config.instructions": ("warning", "variable_unknown"),
+        "config.instructions": ("warning", "variable_of_sessions"),
     }
     [alias] = Notice.unscoped.filter(event="validation_complete")
     assert (alias.body["alias_of"], alias.body["data"]["valid"]) == ("agent_validated", False)

@@ -32,6 +32,7 @@ from tests.factories import (
     claim,
     lose_worker,
     make_agent,
+    make_execution,
     make_message,
     make_run,
     make_session,
@@ -104,6 +105,17 @@ def test_a_question_is_answered(committed_tenant: Tenant) -> None:
     ]
     assert streamed(task) == "one two three"
     assert events_of(task)[-1]["data"] == task.result
+
+
+def test_a_version_of_another_tenants_is_not_run(committed_tenant: Tenant) -> None:
+    """Versions are kept for everybody: what a task names is looked at once more."""
+    foreign = make_agent(make_tenant(), instructions="Secret.")
+    task = make_execution(make_agent(committed_tenant), ("user", "Hello"))
+    Task.unscoped.filter(pk=task.pk).update(payload=task.payload | {"version_id": foreign.version_id})
+    run(task)
+    assert task.error is not None
+    assert (task.status, task.error["type"]) == ("failed", "AgentNotFound")
+    assert not UsageRecord.unscoped.exists()
 
 
 def test_the_answer_is_a_message_of_its_session(committed_tenant: Tenant) -> None:

@@ -37,6 +37,15 @@ def test_the_five_variables() -> None:
     assert set(variables(context())) == set(NAMES)
 
 
+def test_context_variables_of_the_session() -> None:
+    """The platform's own names win, and a value brings in nothing."""
+    own = {"order": "7 {{user_id}}", "user_id": "forged"}
+    (system, _question) = build_messages(
+        context("{{order}} of {{user_id}}, {{unset}}", context_variables=own)
+    )
+    assert system.content == "7 {{user_id}} of grace, {{unset}}"
+
+
 @pytest.mark.parametrize("template", ["{{user_id}}", "{{ user_id }}", "{{\tuser_id\n}}"])
 def test_spaces_inside_the_braces_are_fine(template: str) -> None:
     assert fill(template, {"user_id": "grace"}) == "grace"

@@ -310,11 +310,11 @@ def test_a_duplicate_of_one_that_fails_goes_first(
     agent, release = make_agent(committed_tenant), threading.Event()
     keep, failed = Once._keep, threading.Event()
 
-    def fail_once(self: Once, text: str) -> None:
+    def fail_once(self: Once, text: str, session_id: str) -> None:
         if not failed.is_set():
             failed.set()
             raise RuntimeError
-        keep(self, text)
+        keep(self, text, session_id)
 
     monkeypatch.setattr(Once, "_keep", fail_once)
     with ThreadPoolExecutor(2) as pool, held(release, monkeypatch) as there:

@@ -27,9 +27,9 @@ from core.events.log import Growth
 from core.models import Task, Tenant
 from execution.actions import ExecuteAgentAction
 from execution.events import AgentExecutionStarted, AgentResponseToken, ResponseToken, RunStarted
+from orchestrator import following
 from orchestrator.events import Broadcast, ending_of
 from orchestrator.snapshots import in_thread
-from orchestrator.views import stream
 from tests.factories import make_agent, make_message, make_session, make_task, make_tenant
 
 PATIENCE = 30  # seconds
@@ -256,8 +256,8 @@ def play(scenario: Callable[[], Awaitable[None]]) -> None:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens every few seconds happens at once."""
-    monkeypatch.setattr(stream, "CHECK_SECONDS", 0.01)
-    monkeypatch.setattr(stream, "GRACE_SECONDS", 0)
+    monkeypatch.setattr(following, "CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(following, "GRACE_SECONDS", 0)
 
 
 async def layer_state() -> tuple[set[str], set[str]]:
@@ -360,7 +360,7 @@ def test_a_stream_that_has_ended_says_so(run: Run) -> None:
             (f"?after={last}", {}),
             (f"?after={last + 1}", {}),
             ("", {"Last-Event-ID": str(last)}),
-            (f"?after={stream.END}", {}),
+            (f"?after={following.END}", {}),
         ):
             async with run.opened(query, headers) as sse:
                 assert sse.status == 204
@@ -372,7 +372,7 @@ def test_a_stream_that_has_ended_says_so(run: Run) -> None:
 def test_a_settled_task_whose_end_is_on_its_way_has_not_ended(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "GRACE_SECONDS", 3_600)
+    monkeypatch.setattr(following, "GRACE_SECONDS", 3_600)
 
     async def scenario() -> None:
         await run.start()
@@ -497,7 +497,7 @@ def test_an_end_that_the_log_has_lost_is_told_from_the_row(run: Run, hasty: None
             assert texts == ["question", RESULT["text"]]
             assert snapshot.event["data"]["running"] is None
             assert [(one.event["event"], one.event["data"]) for one in (completed, last)] == expected
-            assert (completed.id, last.id) == (None, stream.END)
+            assert (completed.id, last.id) == (None, following.END)
             assert completed.event["seq"] is last.event["seq"] is None
             async with run.opened(headers={"Last-Event-ID": str(last.id)}) as sse:
                 assert sse.status == 204
@@ -533,7 +533,7 @@ def test_an_end_that_nobody_tells_is_told_from_the_row(run: Run, hasty: None) ->
 def test_an_end_that_nobody_tells_to_an_open_stream_is_told_from_the_row(
     run: Run, hasty: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "COMMENT_SECONDS", 0.02)
+    monkeypatch.setattr(following, "SILENCE_SECONDS", 0.02)
 
     async def scenario() -> None:
         async with run.opened() as sse:
@@ -547,8 +547,8 @@ def test_an_end_that_nobody_tells_to_an_open_stream_is_told_from_the_row(
 
 
 def test_the_runs_end_is_not_told_twice(run: Run, hasty: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "GRACE_SECONDS", 3_600)
-    monkeypatch.setattr(stream, "COMMENT_SECONDS", 0.02)
+    monkeypatch.setattr(following, "GRACE_SECONDS", 3_600)
+    monkeypatch.setattr(following, "SILENCE_SECONDS", 0.02)
 
     async def scenario() -> None:
         async with run.opened() as sse:
@@ -557,7 +557,7 @@ def test_the_runs_end_is_not_told_twice(run: Run, hasty: None, monkeypatch: pyte
             run_end, _ = ending_of(run.task)
             await run.append(run_end)
             assert await sse.take(2) == run.told
-            monkeypatch.setattr(stream, "GRACE_SECONDS", 0)
+            monkeypatch.setattr(following, "GRACE_SECONDS", 0)
             names = [sent.event["event"] for sent in await sse.rest()]
         assert names == ["task_completed"]
 
@@ -638,14 +638,14 @@ def test_a_log_that_is_away_is_read_later(
 def test_a_database_that_is_away_holds_a_snapshot_up(
     run: Run, hasty: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    really, errors = stream.task_snapshot, [OperationalError()] * 3
+    really, errors = following.task_snapshot, [OperationalError()] * 3
 
     async def fragile(*args: Any) -> Any:
         if errors:
             raise errors.pop()
         return await really(*args)
 
-    monkeypatch.setattr(stream, "task_snapshot", fragile)
+    monkeypatch.setattr(following, "task_snapshot", fragile)
 
     async def scenario() -> None:
         await run.play()
@@ -679,7 +679,7 @@ def test_a_hint_of_another_session_is_no_event(run: Run) -> None:
 
 
 def test_comments_keep_a_silent_stream_open(run: Run, hasty: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "COMMENT_SECONDS", 0.01)
+    monkeypatch.setattr(following, "SILENCE_SECONDS", 0.01)
 
     async def scenario() -> None:
         async with run.opened() as sse:

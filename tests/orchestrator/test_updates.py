@@ -20,7 +20,7 @@ from django.test import Client
 from agents.events import notify_agent
 from agents.models import Agent
 from conversations.models import Session
-from core import aio
+from core import aio, ratelimits
 from core.actions.bus import execute
 from core.actions.notices import NoticeRelayAction
 from core.events import log
@@ -28,12 +28,13 @@ from core.events.base import SERVICES
 from core.events.groups import session_name
 from core.events.publisher import publish_to_tenant, publish_update
 from core.models import ApiKey, Notice, Task, Tenant
+from core.models.membership import Role
 from core.tenancy import tenant_scope
 from orchestrator import consumers
 from orchestrator.events import Broadcast
 from orchestrator.routing import websocket_urlpatterns
 from orchestrator.sockets.census import census
-from tests.factories import claim, make_agent, make_key, make_session, make_task, make_tenant
+from tests.factories import claim, make_agent, make_key, make_person, make_session, make_task, make_tenant
 
 PATIENCE = 10  # seconds
 SCOPES = ("agents:read",)
@@ -226,15 +227,16 @@ def cookie_of(user: User) -> str:
     return f"sessionid={client.cookies['sessionid'].value}"
 
 
-def test_people_of_the_console_look_at_every_tenant(committed_tenant: Tenant, agent: Agent) -> None:
+def test_people_of_the_console_look_at_their_tenants(committed_tenant: Tenant, agent: Agent) -> None:
     looks = Permission.objects.get(codename="view_agent")
     admin = User.objects.create_superuser("admin")
-    viewer = User.objects.create_user("viewer", is_staff=True)
-    viewer.user_permissions.add(looks)
-    nobody = User.objects.create_user("nobody", is_staff=True)
-    outsider = User.objects.create_user("outsider")
-    outsider.user_permissions.add(looks)
-    cookies = {user.username: cookie_of(user) for user in (admin, viewer, nobody, outsider)}
+    viewer = make_person((committed_tenant, Role.VIEWER), name="viewer")
+    nobody = make_person(name="nobody")
+    nobody.user_permissions.add(looks)
+    elsewhere = make_person((make_tenant(), Role.OWNER), name="elsewhere")
+    outsider = make_person((committed_tenant, Role.OWNER), name="outsider")
+    User.objects.filter(username="outsider").update(is_staff=False)
+    cookies = {user.username: cookie_of(user) for user in (admin, viewer, nobody, elsewhere, outsider)}
     gone = cookie_of(User.objects.create_superuser("gone"))
     User.objects.filter(username="gone").update(is_active=False)
 
@@ -245,7 +247,8 @@ def test_people_of_the_console_look_at_every_tenant(committed_tenant: Tenant, ag
                 assert (await wire.heard())["event"] == "connection_established"
                 await asyncio.to_thread(in_thread, change, agent)
                 assert (await wire.heard())["event"] == "agent_updated"
-        for cookie in (cookies["nobody"], cookies["outsider"], gone, "sessionid=nonsense", "sessionid="):
+        strangers = [cookies[name] for name in ("nobody", "elsewhere", "outsider")]
+        for cookie in (*strangers, gone, "sessionid=nonsense", "sessionid="):
             async with opened(updates(committed_tenant), **here, cookie=cookie) as wire:
                 assert await wire.refused() == ("PermissionRefused", 4403)
         async with opened(updates("nobody"), **here, cookie=cookies["admin"]) as wire:
@@ -370,6 +373,27 @@ def test_who_is_no_service_is_refused(committed_tenant: Tenant, said: dict[str, 
     play(scenario)
 
 
+def test_guesses_of_the_service_token_are_counted_and_nothing_else(
+    committed_tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ratelimits, "REFUSED_TOKENS", 1)
+    address = f"2001:db8:{uuid.uuid4().hex[:4]}:{uuid.uuid4().hex[:4]}::1"
+
+    nothing: dict[str, str] = {}
+    guess = {"service_token": "x"}
+
+    async def scenario() -> None:
+        for said, code in ((nothing, 4403), (nothing, 4403), (guess, 4403), (guess, 4429)):
+            wire = Wire("/ws/task_updates")
+            wire.scope["client"] = [address, 1]
+            await wire.connect(PATIENCE)
+            await wire.say(**said)
+            assert (await wire.refused())[1] == code
+            await wire.disconnect(timeout=PATIENCE)
+
+    play(scenario)
+
+
 @pytest.mark.parametrize("token", ["", TOKEN])
 def test_without_a_service_token_there_are_no_services(
     committed_tenant: Tenant, settings: Any, token: str
@@ -421,7 +445,8 @@ def test_progress_and_tokens_reach_the_session(task: Task, session: Session) -> 
             # Sent once more, because the answer was lost.
             await wire.say(**said)
             assert (await wire.heard())["data"]["success"]
-            assert len(await told(session)) == 4
+            assert len(events := await told(session)) == 4
+            assert events[-1]["data"] == {"stage": ""}
             running, _ = await log.running_answer(session_name(task.tenant_id, session.key))
             assert running is not None and running.text == "a ñ b"
 
@@ -480,6 +505,7 @@ def test_what_does_not_fit_the_schema_is_refused(task: Task, session: Session) -
         ({**fits, "event": "agent_response_token", "data": {"is_final": True}}, "data.token"),
         ({**fits, "event": "agent_execution_started", "data": {"attempt": 1}}, "data.agent_id"),
         ({**fits, "event": "task_failed", "data": {}}, "data.error"),
+        ({**fits, "data": {"stage": 5}}, "data.stage"),
         ({"channel": f"tenant:{task.tenant_id}", "event": "agent_created", "data": {}}, "channel"),
     ]
     unknown: list[dict[str, Any]] = [

@@ -140,9 +140,12 @@ def test_seqs_are_dense_over_run_and_callback(committed_tenant: Tenant) -> None:
 
 
 def test_another_tenants_task_is_not_told(committed_tenant: Tenant) -> None:
-    task = ended(committed_tenant)
-    with tenant_scope(make_tenant().pk), pytest.raises(Task.DoesNotExist):
+    task, other = ended(committed_tenant), make_tenant()
+    heard = events_in(committed_tenant.pk, task.session_id)
+    with tenant_scope(other.pk):
         execute(WebSocketSendAction(session_id=task.session_id, task_id=task.pk))
+    assert events_in(committed_tenant.pk, task.session_id) == heard
+    assert events_in(other.pk, task.session_id) == []
 
 
 def test_a_broadcast_to_sessions_is_kept_in_their_logs_of_this_tenant_only(tenant: Tenant) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tests.chaos.conftest import Begin
+from tests.chaos.full.test_streams import miss_hints
 from tests.chaos.full.test_workers import two_at_once
 from tests.chaos.rig import USUAL, Rig
 from tests.chaos.scenario import Scenario
 from tests.chaos.test_races import ask_50_times_at_once, deliver_again, race_cancels
-from tests.chaos.test_streams import miss_hints
 
 WORKERS = tuple(name for name in USUAL if name.startswith(("agents", "domains")))
 
@@ -34,6 +34,13 @@ async def one_key(scenario: Scenario, rig: Rig) -> None:
     await ask_50_times_at_once(scenario)
 
 
+async def whole_answers(scenario: Scenario, rig: Rig) -> None:
+    agent_id = await scenario.agent(tokens=5)
+    for _ in range(3):
+        await scenario.watched(agent_id)
+    await scenario.finished(30)
+
+
 @pytest.mark.parametrize(
     ("guard", "play", "names"),
     [
@@ -42,6 +49,7 @@ async def one_key(scenario: Scenario, rig: Rig) -> None:
         ("the claim's compare-and-set", duplicates, WORKERS),
         ("settle's compare-and-set", cancels, WORKERS),
         ("idempotency", one_key, ("web-1",)),
+        ("the ledger's settling", whole_answers, WORKERS),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -65,6 +65,8 @@ async def test_a_crash_at_this_point_loses_nothing(
         async with rig.altered(names, chaos_crash=point, chaos_permits=str(tmp_path)):
             # A cancel must find its run, whenever the web is back.
             agent_id = await scenario.agent(tokens=600 if kind == "cancel" else 60, interval=0.03)
+            # Each call reserves room: what is held, taken and free must add up to the token.
+            await scenario.bound(agent_id, limit_tokens=10**9)
             runs = await asyncio.gather(*(ask_until_accepted(scenario, agent_id) for _ in range(TASKS)))
             if kind == "cancel":
                 await scenario.streaming(runs)

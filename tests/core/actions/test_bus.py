@@ -290,8 +290,9 @@ def end_elsewhere(task: Task) -> None:
 
     def end() -> None:
         try:
-            assert task.settle("completed")
-            publish_next(task.serial_key)
+            with tenant_scope(task.tenant_id):
+                assert task.settle("completed")
+                publish_next(task.serial_key)
         finally:
             connection.close()
 

@@ -680,14 +680,18 @@ def test_the_sweeper_goes_on_whatever_happens(monkeypatch: pytest.MonkeyPatch, d
     assert troubles == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "seconds"),
+    [("chores", sweeper.CHORE_SECONDS), ("leftovers", sweeper.LEFTOVER_SECONDS)],
+)
 def test_chores_have_their_turn_now_and_then(
-    committed_tenant: Tenant, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    committed_tenant: Tenant, clock: Clock, monkeypatch: pytest.MonkeyPatch, kind: str, seconds: float
 ) -> None:
     done: list[float] = []
-    monkeypatch.setattr(sweeper, "chores", [lambda: done.append(clock.now)])
+    monkeypatch.setattr(sweeper, kind, [lambda: done.append(clock.now)])
     subject = Sweeper()
     subject.sweep()
-    clock.now += sweeper.CHORE_SECONDS
+    clock.now += seconds
     subject.sweep()
     subject.sweep()
     assert len(done) == 1

@@ -51,3 +51,12 @@ def test_a_cursor_of_messages_that_is_none(tenant: Tenant, client: Client, text:
     session = make_session(make_agent(tenant))
     path = f"/api/v1/sessions/{session.key}/messages?cursor={quote(text)}"
     assert client.get(path, headers={"authorization": f"Bearer {key}"}).status_code == 422
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("query", ["limit=1&limit=2", "cursor=&limit=1&cursor=", "nobody=1&nobody=1"])
+def test_a_parameter_that_comes_twice_is_refused_by_name(tenant: Tenant, client: Client, query: str) -> None:
+    _, key = make_key(tenant)
+    response = client.get(f"/api/v1/agents?{query}", headers={"Authorization": f"Bearer {key}"})
+    assert response.status_code == 422
+    assert "more than once" in response.json()["error"]["details"].values()
