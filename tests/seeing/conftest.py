@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from django.core.management import call_command
+from django.db import connection
 from pytest_django import DjangoDbBlocker
 
 from tests.seeing.platform import Listener, Platform
@@ -21,6 +22,8 @@ def platform(
 ) -> Iterator[Platform]:
     """The running platform. Rows stay until its processes have ended: they would be in each other's way."""
     with django_db_blocker.unblock():
+        if not connection.introspection.table_names():
+            call_command("migrate", verbosity=0)  # pytest-django has nobody to make a database for
         with ExitStack() as cleanup:
             yield Platform(cleanup, tmp_path_factory.mktemp("platform"))
         call_command("flush", verbosity=0, interactive=False)
