@@ -39,7 +39,7 @@ chaos: dev ## kill, freeze and cut everything on purpose, at full size (ARGS="-k
 	@exec env CHAOS=full $(BIN)/python -m pytest tests/chaos $(ARGS)
 
 fuzz: dev ## hold thousands of answers against /api/schema: cases, checks, failures (ARGS="-k name")
-	@exec env FUZZ=full $(BIN)/python -m pytest -s tests/acceptance/test_schema.py $(ARGS)
+	@exec env FUZZ=full $(BIN)/python -m pytest -s tests/acceptance/test_schema.py tests/acceptance/test_hostile_ids.py $(ARGS)
 
 pages: dev ## drive the chat page and the console in headless Chromium (Debian: apt install chromium)
 	@$(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet "playwright>=1.50,<2"

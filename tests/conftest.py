@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import sys
 from collections.abc import Iterator
@@ -27,10 +28,12 @@ from execution import credentials
 from execution.providers import registry as providers
 from tests.factories import make_tenant
 
-# Real services answer when they answer; what fails is printed so that it can be tried again.
+# Real services answer when they answer. The same tries every time, so that a change is judged by what it
+# changes; `make fuzz` looks for new ones, and prints what fails so that it can be tried again.
 settings.register_profile(
     "nooble",
     deadline=None,
+    derandomize=os.environ.get("FUZZ") != "full",
     print_blob=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

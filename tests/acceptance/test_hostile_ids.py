@@ -321,4 +321,5 @@ def test_every_id_of_every_operation(
         assert response.status_code in (404, 422), (slot, text, response.text[:300])
         error = response.json()["error"]
         if slot.place == "body":
-            assert slot.name in error["details"], (slot, text, error)
+            named = "body" if "\0" in text else slot.name  # no body may hold a NUL
+            assert named in error["details"], (slot, text, error)
