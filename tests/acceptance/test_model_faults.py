@@ -244,8 +244,8 @@ def test_the_fallback_answers_for_a_provider_that_is_not_there(stack: Stack) -> 
     state, turn = run(stack, agent_id)
     assert turn.order().endswith("Cc")
     assert (state["status"], turn.text) == ("completed", answer_text(2))
-    assert usage_rows(stack, state) == [
-        *[("groq", model, "unknown")] * 5,
-        ("openai", fallback["model"], "exact"),
-    ]
+    *tries, answered = usage_rows(stack, state)
+    assert answered == ("openai", fallback["model"], "exact")
+    # The pauses between them are chances: the last try may not be worth its pause.
+    assert set(tries) == {("groq", model, "unknown")} and 3 <= len(tries) <= 5
     assert len(stack.model.entries(fallback["model"])) == 1
